@@ -1,0 +1,40 @@
+// Owned file descriptors and passing them over unix sockets (SCM_RIGHTS).
+#pragma once
+
+#include <string>
+#include <utility>
+
+#include "absl/status/statusor.h"
+
+namespace agentserve::base {
+
+// Closes its descriptor when destroyed.
+class UniqueFd {
+ public:
+  UniqueFd() = default;
+  explicit UniqueFd(int fd) : fd_(fd) {}
+  ~UniqueFd() { Reset(); }
+  UniqueFd(UniqueFd&& o) noexcept : fd_(std::exchange(o.fd_, -1)) {}
+  UniqueFd& operator=(UniqueFd&& o) noexcept {
+    Reset(std::exchange(o.fd_, -1));
+    return *this;
+  }
+  int get() const { return fd_; }
+  bool valid() const { return fd_ >= 0; }
+  int release() { return std::exchange(fd_, -1); }
+  void Reset(int fd = -1);
+
+ private:
+  int fd_ = -1;
+};
+
+// Listens on a unix stream socket at `path` (at most 107 bytes; a stale socket file is replaced; mode 0600).
+absl::StatusOr<UniqueFd> ListenUnix(const std::string& path);
+// Connects within `timeout_ms`.
+absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path, int timeout_ms);
+// Sends `payload` (1..4096 bytes) with one descriptor attached.
+absl::Status SendFd(int socket, int fd, const std::string& payload);
+// Receives what SendFd sent; waits at most `timeout_ms`.
+absl::StatusOr<std::pair<UniqueFd, std::string>> ReceiveFd(int socket, int timeout_ms);
+
+}  // namespace agentserve::base
