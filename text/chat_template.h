@@ -2,8 +2,7 @@
 //
 // Follows the Jinja template shipped with the checkpoints; where that one raises or misbehaves, this one decides:
 //  - An assistant message with several tool calls becomes several successive assistant messages, one call each (the
-//    original raises); with `tool_calls` and text, the text becomes an assistant message before them (the original
-//    drops it). An empty list is as no list.
+//    original raises). An empty list is as no list. Text next to tool calls is left out, as in the original.
 //  - Absent content (null) is empty text (the original prints "None").
 //  - `arguments_json` is parsed and printed again as Python's json.dumps does, key order kept; text that is not a JSON
 //    object is INVALID_ARGUMENT.

@@ -19,6 +19,8 @@
 
 namespace agentserve::text {
 
+struct TokenizerSpec;
+
 // One entry of `added_tokens`.
 struct AddedToken {
   uint32_t id = 0;
@@ -65,6 +67,8 @@ class Tokenizer {
  private:
   struct Impl;
   explicit Tokenizer(std::unique_ptr<Impl> impl);
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Build(absl::StatusOr<TokenizerSpec> spec, std::string_view file,
+                                                          const std::string& origin);
   std::unique_ptr<Impl> impl_;
 };
 
