@@ -17,18 +17,18 @@ namespace agentserve::model {
 
 // State of a load; sent about every 200 ms and once at the end.
 struct LoadProgress {
-  std::string file;          // being read now
-  uint64_t bytes_done = 0;   // of all weight files
+  std::string file;         // being read now
+  uint64_t bytes_done = 0;  // of all weight files
   uint64_t bytes_total = 0;
-  double seconds = 0;        // since the load began
+  double seconds = 0;  // since the load began
   double bytes_per_second = 0;
-  double eta_seconds = 0;    // 0 when done
+  double eta_seconds = 0;  // 0 when done
   bool done() const { return bytes_done >= bytes_total; }
 };
 
 struct LoadOptions {
-  std::string device = "cpu";  // only "cpu" is built in
-  int threads = 0;             // compute threads; 0 = one per available core
+  std::string device = "cpu";                         // only "cpu" is built in
+  int threads = 0;                                    // compute threads; 0 = one per available core
   std::function<void(const LoadProgress&)> progress;  // called on the loading thread; may be empty
 };
 
@@ -47,8 +47,8 @@ class Model {
   engine::KvLayout layout(uint32_t block_tokens) const;
   // End tokens of config.json and generation_config.json.
   std::vector<engine::TokenId> end_tokens() const { return config().eos_token_ids; }
-  // An executor over `pool`, whose layout must equal layout(pool.layout.block_tokens). The pool's memory must outlive it.
-  // Executors of one model may run on different threads at the same time; each is single-threaded by itself.
+  // An executor over `pool`, whose layout must equal layout(pool.layout.block_tokens). The pool's memory must outlive
+  // it. Executors of one model may run on different threads at the same time; each is single-threaded by itself.
   virtual std::unique_ptr<engine::Executor> NewExecutor(engine::KvPoolView pool) = 0;
 };
 

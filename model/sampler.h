@@ -21,8 +21,8 @@ struct SampleInput {
   std::span<const engine::TokenId> end_tokens;
 };
 
-// Order of operations, as in Hugging Face and OpenAI's field meanings: repetition penalty (prompt and output), presence and
-// frequency penalties (output only), logit bias, min_tokens mask, then temperature, top-k, top-p, min-p, draw.
+// Order of operations, as in Hugging Face and OpenAI's field meanings: repetition penalty (prompt and output), presence
+// and frequency penalties (output only), logit bias, min_tokens mask, then temperature, top-k, top-p, min-p, draw.
 // Candidates are ordered by logit descending, id ascending, so ties never depend on the sort. Owns scratch memory that
 // grows to the vocabulary once; not thread-safe.
 class Sampler {
