@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "base/clock.h"
-#include "tools/cli/up/cluster_core.h"
+#include "tools/cli/core/cluster_core.h"
+#include "tools/cli/core/line_splitter.h"
 #include "tools/cli/up/console.h"
-#include "tools/cli/up/line_splitter.h"
 #include "tools/cli/up/net.h"
 #include "tools/cli/up/process.h"
 

@@ -1,9 +1,9 @@
-#include "tools/cli/up/cluster_core.h"
+#include "tools/cli/core/cluster_core.h"
 
 #include <gtest/gtest.h>
 
 #include "base/flags.h"
-#include "tools/cli/up/line_splitter.h"
+#include "tools/cli/core/line_splitter.h"
 
 namespace agentserve::tools {
 namespace {

@@ -1,4 +1,4 @@
-#include "tools/cli/up/line_splitter.h"
+#include "tools/cli/core/line_splitter.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-#include "tools/cli/up/cluster_core.h"
+#include "tools/cli/core/cluster_core.h"
 
 #include <algorithm>
 #include <cstring>
