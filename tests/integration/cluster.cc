@@ -70,9 +70,9 @@ std::vector<std::string> Cluster::CommandLine(const std::string& name) const {
 
 absl::Status Cluster::Launch(const std::string& name) {
   const auto env = options_.env.find(name);
-  AS_ASSIGN_OR_RETURN(processes_[name], Process::Start(CommandLine(name), base::StrCat(dir_, "/", name, ".log"),
-                                                       env == options_.env.end() ? std::vector<std::string>{}
-                                                                                 : env->second));
+  AS_ASSIGN_OR_RETURN(processes_[name],
+                      Process::Start(CommandLine(name), base::StrCat(dir_, "/", name, ".log"),
+                                     env == options_.env.end() ? std::vector<std::string>{} : env->second));
   return absl::OkStatus();
 }
 
@@ -97,6 +97,8 @@ std::vector<std::string> Cluster::names() const {
   for (const auto& [name, port] : ports_) out.push_back(name);
   return out;
 }
+
+std::string Cluster::router_address() const { return Loopback(ports_.at("router")); }
 
 absl::Status Cluster::Restart(const std::string& name) { return Launch(name); }
 

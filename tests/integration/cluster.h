@@ -51,6 +51,7 @@ class Cluster {
   absl::Status WaitPoolsAtBaseline(int timeout_ms);
   // SIGTERM everywhere in order; error if a process does not exit with 0 in time or leaves files in the run directory.
   absl::Status Shutdown();
+  std::string router_address() const;
   int gateway_port() const { return ports_.at("gateway"); }
   // Last lines of every log, for failure messages.
   std::string Logs() const;
@@ -83,9 +84,7 @@ struct Outcome {
   agentserve::common::v1::FinishReason reason = agentserve::common::v1::FINISH_REASON_UNSPECIFIED;
   agentserve::router::v1::Done done;
   // Exactly one terminal event: a Done with OK, or an error without Done.
-  bool OneEnd() const {
-    return events_after_done == 0 && (status.ok() ? dones == 1 && ends == 1 : dones == 0);
-  }
+  bool OneEnd() const { return events_after_done == 0 && (status.ok() ? dones == 1 && ends == 1 : dones == 0); }
 };
 
 // Runs one request to its end. `on_token` (may be empty) is called with the count of tokens so far; false cancels.

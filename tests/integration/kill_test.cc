@@ -26,7 +26,8 @@ uint64_t Seed() {
 }
 
 rv1::GenerateRequest RequestFor(int i, uint32_t vocab) {
-  rv1::GenerateRequest r = RandomRequest(static_cast<uint64_t>(i), vocab, 20 + (i * 37) % 300, kOutputTokens, i % 2 == 0);
+  rv1::GenerateRequest r =
+      RandomRequest(static_cast<uint64_t>(i), vocab, 20 + (i * 37) % 300, kOutputTokens, i % 2 == 0);
   r.mutable_sampling()->set_ignore_eos(true);
   return r;
 }
@@ -38,7 +39,8 @@ std::vector<Outcome> RunLoad(Cluster& cluster, int n, uint32_t vocab, const std:
   std::vector<std::thread> clients;
   for (int c = 0; c < kClients; ++c) {
     clients.emplace_back([&] {
-      for (int i = next++; i < n; i = next++) outcomes[static_cast<size_t>(i)] = Generate(cluster.router(), RequestFor(i, vocab));
+      for (int i = next++; i < n; i = next++)
+        outcomes[static_cast<size_t>(i)] = Generate(cluster.router(), RequestFor(i, vocab));
     });
   }
   if (mid) mid();

@@ -88,9 +88,9 @@ struct Mode {
 
 TEST(TokenEquality, AllWiringsAgreeWithOfflineGeneration) {
   const std::vector<Mode> modes = {
-      {"aggregated", 0, 1, "auto", true},        {"aggregated, no prefix cache", 0, 1, "auto", false},
-      {"1P1D mapped", 1, 1, "mapped", true},     {"1P1D mapped, no prefix cache", 1, 1, "mapped", false},
-      {"1P1D stream", 1, 1, "stream", true},     {"2P2D", 2, 2, "auto", true},
+      {"aggregated", 0, 1, "auto", true},    {"aggregated, no prefix cache", 0, 1, "auto", false},
+      {"1P1D mapped", 1, 1, "mapped", true}, {"1P1D mapped, no prefix cache", 1, 1, "mapped", false},
+      {"1P1D stream", 1, 1, "stream", true}, {"2P2D", 2, 2, "auto", true},
   };
   std::vector<std::vector<uint32_t>> reference;
   uint32_t vocab = 0;
