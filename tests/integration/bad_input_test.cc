@@ -43,7 +43,7 @@ class BadModelTest : public ::testing::Test {
     EXPECT_TRUE(p.ok()) << p.status();
     const auto exit = (*p)->Wait(15000);
     EXPECT_TRUE(exit.has_value()) << program << " goes on:\n" << (*p)->Log();
-    if (exit.has_value()) EXPECT_EQ(*exit, code) << (*p)->Log();
+    EXPECT_EQ(exit.value_or(-1), code) << (*p)->Log();
     return (*p)->Log();
   }
   std::string WorkerRefuses(int code) {
