@@ -78,13 +78,18 @@ class KvPool {
   const ControlPage& control() const { return page_; }
   // A descriptor of the pool's file that can only be read and only be mapped read-only.
   absl::StatusOr<base::UniqueFd> OpenReadOnly() const;
-  // Counts every StoreProgress and ReleaseProgress of this process; waited on by the stream path.
-  std::atomic<uint32_t>& progress_epoch() { return progress_epoch_; }
+
+  // For the stream path, in this process: a count of all progress changes, a wait until it differs from `seen` (may
+  // return early), and a wake-up of all who wait.
+  uint32_t progress_epoch() const { return progress_epoch_.load(std::memory_order_seq_cst); }
+  void WaitAnyProgress(uint32_t seen, int64_t timeout_us);
+  void WakeProgressWaiters();
 
  private:
   explicit KvPool(const KvPoolOptions& options) : options_(options) {}
   absl::Status Map();
   void WriteHeader();
+  void Wake(ProgressSlot& slot);
 
   const KvPoolOptions options_;
   PoolGeometry geometry_;
@@ -92,6 +97,7 @@ class KvPool {
   std::byte* base_ = nullptr;
   ControlPage page_;
   std::atomic<uint32_t> progress_epoch_{0};
+  std::atomic<uint32_t> progress_waiters_{0};
 
   mutable std::mutex mu_;  // guards below
   std::vector<uint32_t> free_slots_;

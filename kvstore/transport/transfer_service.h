@@ -5,6 +5,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
+#include <condition_variable>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -51,6 +52,7 @@ class TransferService final : public v1::KvTransferService::CallbackService {
   std::mutex mu_;  // guards below
   bool stopped_ = false;
   std::vector<std::shared_ptr<WatchReactor>> watches_;
+  std::condition_variable idle_;  // signalled when a watch ends
   std::thread pump_;
 };
 
