@@ -24,21 +24,13 @@
 #include "agentserve/common/v1/common.pb.h"
 #include "engine/ids.h"
 #include "engine/kv_layout.h"
+#include "kvstore/block_ref.h"
 
 namespace agentserve::kvstore {
 
 enum class TransportMode { kAuto, kMapped, kStream };
 // "auto", "mapped", "stream"; anything else is INVALID_ARGUMENT.
 absl::StatusOr<TransportMode> ParseTransportMode(std::string_view text);
-
-// A block of the owner's pool as told by a KvHandle.
-struct BlockRef {
-  uint32_t index = 0;
-  uint32_t epoch = 0;
-  uint32_t tokens = 0;
-  uint64_t digest = 0;  // 0 = not known yet
-  bool operator==(const BlockRef&) const = default;
-};
 
 struct PeerEndpoint {
   std::string worker_id;
