@@ -192,26 +192,27 @@ void RouterCore::LeaveQueueBounds(Request* r) {
   queued_tokens_ -= r->sub.prompt->size();
 }
 
-void RouterCore::EmitToken(Sequence* s, TokenId token, OpaquePtr logprobs, TimeNs now) {
+void RouterCore::EmitToken(Sequence* s, TokenId token, FinishReason finish, OpaquePtr logprobs, TimeNs now) {
   Request& r = RequestOf(*s);
   s->generated.push_back(token);
   ++stats_.tokens;
   ++r.completion_tokens;
   if (s->generated.size() == 1) s->timeline.ttft_ms = base::ToMs(now - r.sub.arrival);
-  effects_.tokens.push_back({s->request, s->index, token, std::move(logprobs)});
+  effects_.tokens.push_back({s->request, s->index, token, finish, std::move(logprobs)});
   if (!r.got_first_token) {
     r.got_first_token = true;
     ReleaseHeld(&r, now);
   }
 }
 
+// Whether `token`, about to be emitted, is the last one.
 FinishReason RouterCore::FinishOnToken(const Request& r, const Sequence& s, TokenId token) const {
   const engine::SamplingParams& p = r.sub.sampling;
   auto has = [token](const std::vector<TokenId>& v) { return std::find(v.begin(), v.end(), token) != v.end(); };
-  if (s.generated.size() > p.min_tokens && (has(p.stop_token_ids) || (!p.ignore_eos && has(config_.end_tokens)))) {
+  if (s.generated.size() >= p.min_tokens && (has(p.stop_token_ids) || (!p.ignore_eos && has(config_.end_tokens)))) {
     return FinishReason::kStop;
   }
-  return s.generated.size() >= p.max_tokens ? FinishReason::kLength : FinishReason::kNone;
+  return s.generated.size() + 1 >= p.max_tokens ? FinishReason::kLength : FinishReason::kNone;
 }
 
 // The worker has ended the sequence by itself: keep a program's blocks for its next turn.
@@ -222,6 +223,7 @@ void RouterCore::FinishAndMaybePark(Sequence* s, TimeNs now) {
     Command& c = Send(s->decode, CommandKind::kPark, *s);
     c.ttl_ms = std::min(r.sub.agent.kv_retain_ms.value_or(config_.park_default_ms), config_.park_most_ms);
   }
+  if (s->decode.value != 0) RecordOutput(s, s->decode);
   ReleasePrefill(s, CommandKind::kReleaseKv);
   ReleaseWorkers(s, /*tell_decode=*/false);
   EndSequence(s, s->finish, now);

@@ -116,7 +116,7 @@ class RouterCore {
   void CompleteRequest(RequestKey key, EndReason reason, std::string message, TimeNs retry_after, TimeNs now);
   void LeaveQueueBounds(Request* r);
   void SetTimer(Request* r);
-  void EmitToken(Sequence* s, TokenId token, OpaquePtr logprobs, TimeNs now);
+  void EmitToken(Sequence* s, TokenId token, FinishReason finish, OpaquePtr logprobs, TimeNs now);
   void EndSequence(Sequence* s, FinishReason reason, TimeNs now);
   void FinishAndMaybePark(Sequence* s, TimeNs now);
   FinishReason FinishOnToken(const Request& r, const Sequence& s, TokenId token) const;
@@ -133,6 +133,7 @@ class RouterCore {
   void ReleaseWorkers(Sequence* s, bool tell_decode);
   void ReleasePrefill(Sequence* s, CommandKind how);
   void RecordPrefix(Sequence* s, WorkerId w);
+  void RecordOutput(Sequence* s, WorkerId w);
   void RekeyAll(TimeNs now);
   uint32_t ExpectedOutput(const Request& r, const Sequence& s) const;
   Command& Send(WorkerId w, CommandKind kind, const Sequence& s);

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "engine/block_hash.h"
 #include "router/core/router_core.h"
 
 namespace agentserve::router {
@@ -174,5 +175,17 @@ void RouterCore::ReleaseWorkers(Sequence* s, bool tell_decode) {
 }
 
 void RouterCore::RecordPrefix(Sequence* s, WorkerId w) { prefixes_.Record(RequestOf(*s).sub.chain, w); }
+
+// The worker also holds the blocks of the output, which the next turn's prompt will contain. The last token was never
+// run, so it has no KV.
+void RouterCore::RecordOutput(Sequence* s, WorkerId w) {
+  const Submission& sub = RequestOf(*s).sub;
+  if (sub.block_tokens == 0 || s->generated.empty()) return;
+  std::vector<TokenId> tokens = *sub.prompt;
+  tokens.insert(tokens.end(), s->generated.begin(), s->generated.end() - 1);
+  std::vector<base::Hash128> chain = sub.chain;
+  engine::ExtendChain(sub.chain_root, tokens, sub.block_tokens, &chain);
+  if (chain.size() > sub.chain.size()) prefixes_.Record(chain, w);
+}
 
 }  // namespace agentserve::router

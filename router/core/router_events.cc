@@ -287,8 +287,8 @@ void RouterCore::OnFirstToken(WorkerId id, SeqId seq, uint32_t attempt, const Fi
   s->timeline.prefill_ms = first.prefill_ms;
   RecordPrefix(s, id);
   s->phase = SeqPhase::kTransferring;
-  EmitToken(s, first.token, first.logprobs, now);
   s->finish = FinishOnToken(RequestOf(*s), *s, first.token);
+  EmitToken(s, first.token, s->finish, first.logprobs, now);
   if (s->finish != FinishReason::kNone) {  // nothing to decode
     ReleasePrefill(s, CommandKind::kReleaseKv);
     ReleaseWorkers(s, /*tell_decode=*/true);
@@ -348,7 +348,7 @@ void RouterCore::OnStepToken(Worker* w, const StepToken& t, TimeNs now) {
     --s->booking.growth;
     --w->growth_blocks;
   }
-  EmitToken(s, t.token, t.logprobs, now);
+  EmitToken(s, t.token, t.finish, t.logprobs, now);
   if (t.finish == FinishReason::kNone) return;
   s->finish = t.finish;
   s->finish_by = now + config_.finish_grace;

@@ -88,7 +88,10 @@ struct AgentInfo {
 struct Submission {
   std::string request_id;
   std::shared_ptr<const std::vector<TokenId>> prompt;  // never empty
-  std::vector<base::Hash128> chain;                    // block hashes of the prompt's full blocks
+  // Block hashes of the prompt's full blocks, from `chain_root` on; empty while no worker has said its KV layout.
+  std::vector<base::Hash128> chain;
+  base::Hash128 chain_root;
+  uint32_t block_tokens = 0;  // 0: chains are not known
   base::Hash128 digest;                                // identity for the poison list
   engine::SamplingParams sampling;                     // seed and max_tokens filled in
   uint32_t n = 1;
@@ -191,6 +194,7 @@ struct TokenOut {
   RequestKey request;
   uint32_t index = 0;
   TokenId token = 0;
+  FinishReason finish = FinishReason::kNone;  // set on the sequence's last token
   OpaquePtr logprobs;
 };
 
