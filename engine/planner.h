@@ -88,6 +88,7 @@ class Planner {
   bool CanFit(uint64_t tokens) const { return tokens >= 1 && tokens < options_.context_length; }
   // Null if unknown. The pointer is valid until the sequence is removed.
   Sequence* Find(SeqId id);
+  const Sequence* Find(SeqId id) const { return const_cast<Planner*>(this)->Find(id); }
   // KV of tokens [0, computed) is in the blocks now, or nowhere (computed = 0, dormant). Then it takes part.
   void MakeRunnable(SeqId id);
   // Changes the place of a sequence.

@@ -1,11 +1,14 @@
-// Limits and load that both kinds of workers share. Plain data.
+// Limits, load and admission checks that both kinds of workers share. Pure.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
 #include "base/clock.h"
+#include "engine/planner.h"
+#include "engine/sequence.h"
 
 namespace agentserve::engine {
 
@@ -36,5 +39,17 @@ struct Load {
   uint64_t steps = 0;
   bool operator==(const Load&) const = default;
 };
+
+// Whether a worker can take a sequence: well-formed, in time, short enough, and with room in the queue. Returns why
+// not.
+struct AdmissionLimits {
+  QueueLimits queue;
+  uint32_t vocab_size = 0;
+};
+std::optional<Failure> RefusalOf(const SequenceSpec& spec, base::TimeNs budget_ns, const AdmissionLimits& limits,
+                                 const Planner& planner);
+
+// `now + budget_ns`, clamped to the end of time.
+base::TimeNs DeadlineOf(base::TimeNs now, base::TimeNs budget_ns);
 
 }  // namespace agentserve::engine

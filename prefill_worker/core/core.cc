@@ -34,44 +34,14 @@ void Core::Step(const Event& event, base::TimeNs now) {
   pool_.CheckConservation();
 }
 
-absl::Status Core::Validate(const Start& e) const {
-  const engine::SequenceSpec& s = e.spec;
-  if (s.tokens.empty() || s.prompt_tokens == 0 || s.prompt_tokens > s.tokens.size()) {
-    return absl::InvalidArgumentError(base::StrCat("Start.prompt_tokens is ", s.prompt_tokens, " of ", s.tokens.size(),
-                                                   " tokens; it must be at least 1 and at most all of them"));
-  }
-  for (size_t i = 0; i < s.tokens.size(); ++i) {
-    if (s.tokens[i] >= options_.vocab_size) {
-      return absl::InvalidArgumentError(base::StrCat("Start.tokens[", i, "] is ", s.tokens[i],
-                                                     " but the vocabulary has ", options_.vocab_size, " tokens"));
-    }
-  }
-  return absl::OkStatus();
-}
-
 void Core::On(const Start& e, base::TimeNs now) {
   const SeqId id = e.spec.id;
   AS_CHECK(!entries_.contains(id) && planner_.Find(id) == nullptr) << "sequence " << id << " started twice";
-  if (absl::Status s = Validate(e); !s.ok()) return Refuse(id, {s.code(), "INVALID", base::MessageOf(s)});
-  if (e.budget_ns <= 0) {
-    return Refuse(id, {absl::StatusCode::kDeadlineExceeded, "DEADLINE", "the time budget was over on arrival"});
-  }
-  if (!planner_.CanFit(e.spec.tokens.size())) {
-    return Refuse(id, {absl::StatusCode::kInvalidArgument, "TOO_LONG",
-                       base::StrCat("the prompt has ", e.spec.tokens.size(), " tokens; this worker serves at most ",
-                                    planner_.options().context_length - 1, " (raise --kv-blocks)")});
-  }
-  if (planner_.waiting() >= options_.queue.max_waiting ||
-      planner_.pending_tokens() + e.spec.tokens.size() > options_.queue.max_waiting_tokens) {
-    return Refuse(id, {absl::StatusCode::kResourceExhausted, "QUEUE_FULL",
-                       base::StrCat(planner_.waiting(), " prompts (", planner_.pending_tokens(),
-                                    " tokens) already wait on this prefill worker; send it elsewhere or later")});
-  }
+  const engine::AdmissionLimits limits{options_.queue, options_.vocab_size};
+  if (auto refusal = engine::RefusalOf(e.spec, e.budget_ns, limits, planner_)) return Refuse(id, *std::move(refusal));
   Entry entry;
   entry.arrived = now;
-  entry.deadline = e.budget_ns > std::numeric_limits<base::TimeNs>::max() - now
-                       ? std::numeric_limits<base::TimeNs>::max()
-                       : now + e.budget_ns;
+  entry.deadline = engine::DeadlineOf(now, e.budget_ns);
   entries_.emplace(id, std::move(entry));
   planner_.Add(e.spec, /*runnable=*/true);
 }

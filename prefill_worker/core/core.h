@@ -136,7 +136,6 @@ class Core {
   void On(const ReleaseKv& e, base::TimeNs now);
   void On(const StepDone& e, base::TimeNs now);
   void On(const Tick&, base::TimeNs) {}
-  absl::Status Validate(const Start& e) const;
   void Refuse(engine::SeqId seq, engine::Failure failure);
   void Fail(engine::SeqId seq, engine::Failure failure);
   void Close(engine::SeqId seq);
