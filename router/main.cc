@@ -42,8 +42,8 @@ void AddFlags(agentserve::base::FlagSet* f, Options* o) {
   f->Add("chat-date", &o->service.chat_date, "date shown by the chat template; a fixed one keeps prefixes cacheable",
          "Model");
   f->Add("policy", &o->service.core.policy, "order of the queue: " + policies, "Scheduling");
-  f->Add("prefill-threshold", &o->prefill_threshold,
-         "prompts with fewer new tokens are prefilled on the decode worker", "Scheduling");
+  f->Add("prefill-threshold", &o->prefill_threshold, "prompts with fewer new tokens are prefilled on the decode worker",
+         "Scheduling");
   f->Add("max-queued", &o->max_queued, "most calls waiting", "Limits");
   f->Add("max-queued-tokens", &o->max_queued_tokens, "most prompt tokens waiting", "Limits");
   f->Add("max-queued-mib", &o->max_queued_mib, "most memory of waiting calls, MiB", "Limits");

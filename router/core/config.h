@@ -13,8 +13,8 @@ namespace agentserve::router {
 struct CoreConfig {
   std::string policy = "program-fifo";
 
-  // Queue. A queued 8k-token prompt holds ~100 KiB (tokens, hashes, labels): 10,000 calls or 256 MiB, whichever is less;
-  // 16 M tokens are about half an hour of work for one GPU worker, beyond which waiting is pointless.
+  // Queue. A queued 8k-token prompt holds ~100 KiB (tokens, hashes, labels): 10,000 calls or 256 MiB, whichever is
+  // less; 16 M tokens are about half an hour of work for one GPU worker, beyond which waiting is pointless.
   uint32_t max_queued = 10'000;
   uint64_t max_queued_bytes = 256ull << 20;
   uint64_t max_queued_tokens = 16'000'000;
@@ -41,8 +41,8 @@ struct CoreConfig {
   uint32_t expected_output_tokens = 128;
 
   uint32_t max_workers = 256;
-  uint32_t max_programs = 65'536;       // ~400 bytes each: 26 MiB
-  uint32_t max_prefix_blocks = 262'144; // ~100 bytes each: 26 MiB; 4 M tokens of 16-token blocks
+  uint32_t max_programs = 65'536;        // ~400 bytes each: 26 MiB
+  uint32_t max_prefix_blocks = 262'144;  // ~100 bytes each: 26 MiB; 4 M tokens of 16-token blocks
   uint32_t max_superseded = 256;
 
   // A request that was on this many workers when they died is refused, and its like for `poison_ttl`.

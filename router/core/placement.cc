@@ -85,7 +85,8 @@ bool CouldEverFit(const WorkerTable& workers, uint32_t tokens, uint32_t* largest
     any_decode = true;
     *largest_blocks = std::max(*largest_blocks, w.TotalBlocks());
     *needed_blocks = w.Blocks(uint64_t{tokens} + 1);
-    if (*needed_blocks <= w.TotalBlocks() && (w.info.context_length == 0 || tokens < w.info.context_length)) return true;
+    if (*needed_blocks <= w.TotalBlocks() && (w.info.context_length == 0 || tokens < w.info.context_length))
+      return true;
   }
   return !any_decode;
 }

@@ -1,5 +1,5 @@
-// Where a sequence runs: argmin over workers of new_prefill_tokens(w) * (batch(w) + 1); ties go to the worker that has the
-// program already. Pure functions over the worker table.
+// Where a sequence runs: argmin over workers of new_prefill_tokens(w) * (batch(w) + 1); ties go to the worker that has
+// the program already. Pure functions over the worker table.
 #pragma once
 
 #include <cstdint>

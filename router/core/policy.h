@@ -1,6 +1,6 @@
 // Queue order. A policy is a plain value: a name, a key function and how often keys go stale. The core keeps queued
-// sequences sorted by key, so a decision costs O(log queue) whatever the policy. To add one, write its key function and a
-// row in policy.cc.
+// sequences sorted by key, so a decision costs O(log queue) whatever the policy. To add one, write its key function and
+// a row in policy.cc.
 #pragma once
 
 #include <compare>

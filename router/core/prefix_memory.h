@@ -1,5 +1,5 @@
-// Which worker holds which prompt prefix: the narrow view placement needs, and a bounded memory of the router's own that
-// needs no kvstore. Both may be wrong (a worker evicts as it likes); a wrong answer costs time, never correctness.
+// Which worker holds which prompt prefix: the narrow view placement needs, and a bounded memory of the router's own
+// that needs no kvstore. Both may be wrong (a worker evicts as it likes); a wrong answer costs time, never correctness.
 #pragma once
 
 #include <cstdint>

@@ -51,7 +51,7 @@ class ProgramTable {
 
  private:
   const size_t most_;
-  std::list<Program> lru_;  // most recently used first
+  std::list<Program> lru_;                                                    // most recently used first
   std::unordered_map<std::string_view, std::list<Program>::iterator> index_;  // keys point into lru_
 };
 

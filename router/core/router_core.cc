@@ -22,17 +22,28 @@ constexpr TimeNs kRetryFull = 1 * base::kNsPerSecond;
 
 const char* EndReasonName(EndReason r) {
   switch (r) {
-    case EndReason::kDone: return "done";
-    case EndReason::kCancelled: return "cancelled";
-    case EndReason::kQueueFull: return "queue_full";
-    case EndReason::kQueueTimeout: return "queue_timeout";
-    case EndReason::kDeadline: return "deadline";
-    case EndReason::kNoWorkers: return "no_workers";
-    case EndReason::kPoison: return "poison";
-    case EndReason::kDraining: return "draining";
-    case EndReason::kTooLong: return "too_long";
-    case EndReason::kWorkerFailed: return "worker_failed";
-    case EndReason::kSlowClient: return "slow_client";
+    case EndReason::kDone:
+      return "done";
+    case EndReason::kCancelled:
+      return "cancelled";
+    case EndReason::kQueueFull:
+      return "queue_full";
+    case EndReason::kQueueTimeout:
+      return "queue_timeout";
+    case EndReason::kDeadline:
+      return "deadline";
+    case EndReason::kNoWorkers:
+      return "no_workers";
+    case EndReason::kPoison:
+      return "poison";
+    case EndReason::kDraining:
+      return "draining";
+    case EndReason::kTooLong:
+      return "too_long";
+    case EndReason::kWorkerFailed:
+      return "worker_failed";
+    case EndReason::kSlowClient:
+      return "slow_client";
   }
   return "unknown";
 }
@@ -83,21 +94,27 @@ bool RouterCore::Refuse(const Submission& sub, TimeNs now, SubmitResult* result)
                   0);
   }
   if (queued_calls_ + sub.n > config_.max_queued) {
-    return refuse(EndReason::kQueueFull, base::StrCat("the queue holds ", queued_calls_, " of at most ",
-                                                      config_.max_queued, " calls; try again later"), kRetryFull);
+    return refuse(
+        EndReason::kQueueFull,
+        base::StrCat("the queue holds ", queued_calls_, " of at most ", config_.max_queued, " calls; try again later"),
+        kRetryFull);
   }
   if (queued_bytes_ + sub.bytes > config_.max_queued_bytes) {
-    return refuse(EndReason::kQueueFull, base::StrCat("the queue holds ", queued_bytes_, " of at most ",
-                                                      config_.max_queued_bytes, " bytes; try again later"), kRetryFull);
+    return refuse(EndReason::kQueueFull,
+                  base::StrCat("the queue holds ", queued_bytes_, " of at most ", config_.max_queued_bytes,
+                               " bytes; try again later"),
+                  kRetryFull);
   }
   if (queued_tokens_ + prompt > config_.max_queued_tokens) {
-    return refuse(EndReason::kQueueFull, base::StrCat("the queue holds ", queued_tokens_, " of at most ",
-                                                      config_.max_queued_tokens, " prompt tokens; try again later"),
+    return refuse(EndReason::kQueueFull,
+                  base::StrCat("the queue holds ", queued_tokens_, " of at most ", config_.max_queued_tokens,
+                               " prompt tokens; try again later"),
                   kRetryFull);
   }
   if (requests_.size() >= config_.max_live) {
-    return refuse(EndReason::kQueueFull, base::StrCat("the router serves ", requests_.size(),
-                                                      " requests, its most; try again later"), kRetryFull);
+    return refuse(EndReason::kQueueFull,
+                  base::StrCat("the router serves ", requests_.size(), " requests, its most; try again later"),
+                  kRetryFull);
   }
   return false;
 }

@@ -38,9 +38,7 @@ void RouterCore::Enqueue(Sequence* s, TimeNs now) {
   pump_wanted_ = true;
 }
 
-void RouterCore::Dequeue(Sequence* s) {
-  AS_CHECK_EQ(queue_.erase({s->key, s->id}), 1u);
-}
+void RouterCore::Dequeue(Sequence* s) { AS_CHECK_EQ(queue_.erase({s->key, s->id}), 1u); }
 
 // Siblings of an n > 1 request join the queue once sequence 0's prompt is computed.
 void RouterCore::ReleaseHeld(Request* r, TimeNs now) {

@@ -141,17 +141,18 @@ bool RouterCore::CountCrash(Sequence* s, TimeNs now) {
   ++stats_.poisoned;
   const Request& r = RequestOf(*s);
   AddPoison(r.sub.digest, now);
-  CompleteRequest(s->request, EndReason::kPoison,
-                  base::StrCat("the request was running on ", s->crashes,
-                               " workers when they died; it is not tried again"),
-                  0, now);
+  CompleteRequest(
+      s->request, EndReason::kPoison,
+      base::StrCat("the request was running on ", s->crashes, " workers when they died; it is not tried again"), 0,
+      now);
   return false;
 }
 
 void RouterCore::AddPoison(const base::Hash128& digest, TimeNs now) {
   poisoned_[digest] = now + config_.poison_ttl;
   poison_order_.emplace_back(now + config_.poison_ttl, digest);
-  while (poison_order_.size() > config_.max_poisoned || (!poison_order_.empty() && poison_order_.front().first <= now)) {
+  while (poison_order_.size() > config_.max_poisoned ||
+         (!poison_order_.empty() && poison_order_.front().first <= now)) {
     auto it = poisoned_.find(poison_order_.front().second);
     if (it != poisoned_.end() && it->second <= poison_order_.front().first) poisoned_.erase(it);
     poison_order_.pop_front();

@@ -55,10 +55,10 @@ struct Request {
   Submission sub;
   std::string program;  // ProgramTable key or empty
   std::vector<SeqId> seqs;
-  uint32_t live = 0;         // sequences not ended
-  bool dispatched = false;   // left the queue for the first time: no longer counted in the queue's bounds
+  uint32_t live = 0;        // sequences not ended
+  bool dispatched = false;  // left the queue for the first time: no longer counted in the queue's bounds
   bool got_first_token = false;
-  TimeNs timer = 0;          // its entry in the timer set
+  TimeNs timer = 0;  // its entry in the timer set
   uint32_t completion_tokens = 0;
   uint32_t cached_tokens = 0;
   Timeline timeline;  // of sequence 0, once it ended

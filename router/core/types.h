@@ -91,9 +91,9 @@ struct Submission {
   // Block hashes of the prompt's full blocks, from `chain_root` on; empty while no worker has said its KV layout.
   std::vector<base::Hash128> chain;
   base::Hash128 chain_root;
-  uint32_t block_tokens = 0;  // 0: chains are not known
-  base::Hash128 digest;                                // identity for the poison list
-  engine::SamplingParams sampling;                     // seed and max_tokens filled in
+  uint32_t block_tokens = 0;        // 0: chains are not known
+  base::Hash128 digest;             // identity for the poison list
+  engine::SamplingParams sampling;  // seed and max_tokens filled in
   uint32_t n = 1;
   TimeNs arrival = 0;   // when the call reached the service (tokenising included in queue time)
   TimeNs deadline = 0;  // absolute on the shell's clock
@@ -245,9 +245,7 @@ struct Effects {
   bool empty() const {
     return links.empty() && commands.empty() && tokens.empty() && sequence_ends.empty() && request_ends.empty();
   }
-  void clear() {
-    links.clear(), commands.clear(), tokens.clear(), sequence_ends.clear(), request_ends.clear();
-  }
+  void clear() { links.clear(), commands.clear(), tokens.clear(), sequence_ends.clear(), request_ends.clear(); }
 };
 
 // Totals since start, for metrics.

@@ -38,10 +38,10 @@ absl::Status WorkerTable::Acceptable(const WorkerInfo& info) const {
           " (first seen on worker \"", w.info.name, "\"); start it with the same --model folder"));
     }
     if (w.info.layout_fingerprint != info.layout_fingerprint || w.info.block_tokens != info.block_tokens) {
-      return absl::FailedPreconditionError(base::StrCat(
-          "worker \"", info.name, "\" has KV layout ", Hex(info.layout_fingerprint), " with ", info.block_tokens,
-          " tokens a block, but the cluster uses ", Hex(w.info.layout_fingerprint), " with ", w.info.block_tokens,
-          "; start it with the same --block-tokens and dtype"));
+      return absl::FailedPreconditionError(
+          base::StrCat("worker \"", info.name, "\" has KV layout ", Hex(info.layout_fingerprint), " with ",
+                       info.block_tokens, " tokens a block, but the cluster uses ", Hex(w.info.layout_fingerprint),
+                       " with ", w.info.block_tokens, "; start it with the same --block-tokens and dtype"));
     }
   }
   return absl::OkStatus();

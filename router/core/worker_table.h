@@ -66,7 +66,7 @@ class WorkerTable {
 
   struct Registered {
     WorkerId id;
-    bool fresh = false;               // a new entry
+    bool fresh = false;                // a new entry
     std::optional<WorkerId> replaced;  // entry of an older incarnation: the caller must end it with Remove
   };
   // Adds or refreshes. Errors: FAILED_PRECONDITION (other model or layout, superseded incarnation), INVALID_ARGUMENT

@@ -57,11 +57,20 @@ void FillCommand(const Command& c, prefill::v1::RunRequest* out) {
   out->set_seq(c.seq.value);
   out->set_attempt(c.attempt);
   switch (c.kind) {
-    case CommandKind::kStart: FillSpec(c, out->mutable_start()); return;
-    case CommandKind::kReorder: out->mutable_reorder()->set_rank(c.rank); return;
-    case CommandKind::kReleaseKv: out->mutable_release_kv(); return;
-    case CommandKind::kCancel: out->mutable_cancel(); return;
-    default: AS_CHECK(false) << "not a command of prefill workers: " << static_cast<int>(c.kind);
+    case CommandKind::kStart:
+      FillSpec(c, out->mutable_start());
+      return;
+    case CommandKind::kReorder:
+      out->mutable_reorder()->set_rank(c.rank);
+      return;
+    case CommandKind::kReleaseKv:
+      out->mutable_release_kv();
+      return;
+    case CommandKind::kCancel:
+      out->mutable_cancel();
+      return;
+    default:
+      AS_CHECK(false) << "not a command of prefill workers: " << static_cast<int>(c.kind);
   }
 }
 
@@ -69,20 +78,31 @@ void FillCommand(const Command& c, const common::v1::KvEndpoint* peer, decode::v
   out->set_seq(c.seq.value);
   out->set_attempt(c.attempt);
   switch (c.kind) {
-    case CommandKind::kReserve: FillSpec(c, out->mutable_reserve()); return;
-    case CommandKind::kAttach: FillKv(c.kv, out->mutable_attach()->mutable_kv()); return;
+    case CommandKind::kReserve:
+      FillSpec(c, out->mutable_reserve());
+      return;
+    case CommandKind::kAttach:
+      FillKv(c.kv, out->mutable_attach()->mutable_kv());
+      return;
     case CommandKind::kAdmit:
       out->mutable_admit()->set_first_token(c.first_token);
       FillKv(c.kv, out->mutable_admit()->mutable_kv());
       return;
-    case CommandKind::kPrefillLocal: out->mutable_prefill_local(); return;
-    case CommandKind::kPark: out->mutable_park()->set_ttl_ms(c.ttl_ms); return;
+    case CommandKind::kPrefillLocal:
+      out->mutable_prefill_local();
+      return;
+    case CommandKind::kPark:
+      out->mutable_park()->set_ttl_ms(c.ttl_ms);
+      return;
     case CommandKind::kConnectPeer:
       AS_CHECK(peer != nullptr);
       *out->mutable_connect_peer()->mutable_endpoint() = *peer;
       return;
-    case CommandKind::kCancel: out->mutable_cancel(); return;
-    default: AS_CHECK(false) << "not a command of decode workers: " << static_cast<int>(c.kind);
+    case CommandKind::kCancel:
+      out->mutable_cancel();
+      return;
+    default:
+      AS_CHECK(false) << "not a command of decode workers: " << static_cast<int>(c.kind);
   }
 }
 
@@ -123,10 +143,14 @@ void FillLoad(const WorkerLoad& l, common::v1::WorkerLoad* out) {
 
 FinishReason ToFinish(common::v1::FinishReason r) {
   switch (r) {
-    case common::v1::FINISH_REASON_STOP: return FinishReason::kStop;
-    case common::v1::FINISH_REASON_LENGTH: return FinishReason::kLength;
-    case common::v1::FINISH_REASON_CANCELLED: return FinishReason::kCancelled;
-    default: return FinishReason::kNone;
+    case common::v1::FINISH_REASON_STOP:
+      return FinishReason::kStop;
+    case common::v1::FINISH_REASON_LENGTH:
+      return FinishReason::kLength;
+    case common::v1::FINISH_REASON_CANCELLED:
+      return FinishReason::kCancelled;
+    default:
+      return FinishReason::kNone;
   }
 }
 

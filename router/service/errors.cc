@@ -59,17 +59,39 @@ Rejection FromCore(EndReason reason, std::string message, TimeNs retry_after) {
     r.reason = slug;
   };
   switch (reason) {
-    case EndReason::kDone: is(grpc::StatusCode::OK, ""); break;
-    case EndReason::kCancelled: is(grpc::StatusCode::CANCELLED, "CANCELLED"); break;
-    case EndReason::kQueueFull: is(grpc::StatusCode::RESOURCE_EXHAUSTED, "QUEUE_FULL"); break;
-    case EndReason::kQueueTimeout: is(grpc::StatusCode::DEADLINE_EXCEEDED, "QUEUE_TIMEOUT"); break;
-    case EndReason::kDeadline: is(grpc::StatusCode::DEADLINE_EXCEEDED, "DEADLINE"); break;
-    case EndReason::kNoWorkers: is(grpc::StatusCode::UNAVAILABLE, "NO_WORKERS"); break;
-    case EndReason::kPoison: is(grpc::StatusCode::ABORTED, "POISON"); break;
-    case EndReason::kDraining: is(grpc::StatusCode::UNAVAILABLE, "DRAINING"); break;
-    case EndReason::kTooLong: is(grpc::StatusCode::INVALID_ARGUMENT, "PROMPT_EXCEEDS_KV_POOL"); break;
-    case EndReason::kWorkerFailed: is(grpc::StatusCode::UNAVAILABLE, "WORKER_FAILED"); break;
-    case EndReason::kSlowClient: is(grpc::StatusCode::RESOURCE_EXHAUSTED, "SLOW_CLIENT"); break;
+    case EndReason::kDone:
+      is(grpc::StatusCode::OK, "");
+      break;
+    case EndReason::kCancelled:
+      is(grpc::StatusCode::CANCELLED, "CANCELLED");
+      break;
+    case EndReason::kQueueFull:
+      is(grpc::StatusCode::RESOURCE_EXHAUSTED, "QUEUE_FULL");
+      break;
+    case EndReason::kQueueTimeout:
+      is(grpc::StatusCode::DEADLINE_EXCEEDED, "QUEUE_TIMEOUT");
+      break;
+    case EndReason::kDeadline:
+      is(grpc::StatusCode::DEADLINE_EXCEEDED, "DEADLINE");
+      break;
+    case EndReason::kNoWorkers:
+      is(grpc::StatusCode::UNAVAILABLE, "NO_WORKERS");
+      break;
+    case EndReason::kPoison:
+      is(grpc::StatusCode::ABORTED, "POISON");
+      break;
+    case EndReason::kDraining:
+      is(grpc::StatusCode::UNAVAILABLE, "DRAINING");
+      break;
+    case EndReason::kTooLong:
+      is(grpc::StatusCode::INVALID_ARGUMENT, "PROMPT_EXCEEDS_KV_POOL");
+      break;
+    case EndReason::kWorkerFailed:
+      is(grpc::StatusCode::UNAVAILABLE, "WORKER_FAILED");
+      break;
+    case EndReason::kSlowClient:
+      is(grpc::StatusCode::RESOURCE_EXHAUSTED, "SLOW_CLIENT");
+      break;
   }
   return r;
 }

@@ -19,9 +19,9 @@ struct Rejection {
   grpc::StatusCode code = grpc::StatusCode::INVALID_ARGUMENT;
   std::string reason;  // ErrorInfo.reason: UPPER_SNAKE, stable
   std::string message;
-  std::map<std::string, std::string> metadata;                    // ErrorInfo.metadata
-  std::vector<std::pair<std::string, std::string>> violations;    // BadRequest: field, description
-  int64_t retry_after_ms = 0;                                     // > 0: RetryInfo
+  std::map<std::string, std::string> metadata;                  // ErrorInfo.metadata
+  std::vector<std::pair<std::string, std::string>> violations;  // BadRequest: field, description
+  int64_t retry_after_ms = 0;                                   // > 0: RetryInfo
 };
 
 Rejection InvalidField(std::string field, std::string description);

@@ -23,7 +23,8 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
   // Keeps the object alive until OnDone. Call right after construction.
   void HoldUntilDone() { self_ = shared_from_this(); }
 
-  // Queues `event`. Neighbouring deltas of one sequence that still wait are joined. False: the reader is too far behind.
+  // Queues `event`. Neighbouring deltas of one sequence that still wait are joined. False: the reader is too far
+  // behind.
   bool Write(v1::GenerateResponse event);
   // Sends what is queued, then `status`. Later calls do nothing.
   void End(grpc::Status status);

@@ -11,9 +11,12 @@ std::vector<double> ExposedBuckets() { return {1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-
 
 const char* FinishName(FinishReason r) {
   switch (r) {
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    default: return "cancelled";
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    default:
+      return "cancelled";
   }
 }
 
@@ -77,32 +80,39 @@ void RouterMetrics::OnRequestEnd(const RequestDone& done) {
 }
 
 void RouterMetrics::OnRefused(std::string_view reason) {
-  metrics_.Counter("agentserve_router_requests_refused_total", "Requests refused before acceptance, by reason",
-                   {{"reason", std::string(reason)}})
+  metrics_
+      .Counter("agentserve_router_requests_refused_total", "Requests refused before acceptance, by reason",
+               {{"reason", std::string(reason)}})
       .Increment();
 }
 
 void RouterMetrics::OnFinishReason(FinishReason reason) {
-  metrics_.Counter("agentserve_router_sequences_finished_total", "Finished sequences by reason",
-                   {{"finish_reason", FinishName(reason)}})
+  metrics_
+      .Counter("agentserve_router_sequences_finished_total", "Finished sequences by reason",
+               {{"finish_reason", FinishName(reason)}})
       .Increment();
 }
 
 void RouterMetrics::OnTransfer(const std::string& path, uint64_t bytes, double gb_per_s, double exposed_ms) {
   const std::string label = path == "mapped" || path == "stream" ? path : "recompute";
-  metrics_.Counter("agentserve_router_kv_transfer_bytes_total", "KV bytes pulled by decode workers",
-                   {{"path", label}}).Increment(static_cast<double>(bytes));
-  metrics_.Histogram("agentserve_router_kv_transfer_gb_per_second", "Rate of KV copies, GB/s", GbPerSBuckets(),
-                     {{"path", label}}).Observe(gb_per_s);
-  metrics_.Histogram("agentserve_router_kv_transfer_exposed_seconds", "Transfer time that prefill did not hide",
-                     ExposedBuckets(), {{"path", label}}).Observe(exposed_ms / 1e3);
+  metrics_.Counter("agentserve_router_kv_transfer_bytes_total", "KV bytes pulled by decode workers", {{"path", label}})
+      .Increment(static_cast<double>(bytes));
+  metrics_
+      .Histogram("agentserve_router_kv_transfer_gb_per_second", "Rate of KV copies, GB/s", GbPerSBuckets(),
+                 {{"path", label}})
+      .Observe(gb_per_s);
+  metrics_
+      .Histogram("agentserve_router_kv_transfer_exposed_seconds", "Transfer time that prefill did not hide",
+                 ExposedBuckets(), {{"path", label}})
+      .Observe(exposed_ms / 1e3);
 }
 
 void RouterMetrics::Publish(const RouterCore& core, TimeNs) {
   itl_.Flush();
   turn_.Flush();
   const CoreStats& s = core.stats();
-  auto add = [this](const char* name, const char* help, uint64_t now, uint64_t before, const base::Labels& labels = {}) {
+  auto add = [this](const char* name, const char* help, uint64_t now, uint64_t before,
+                    const base::Labels& labels = {}) {
     metrics_.Counter(name, help, labels).Increment(static_cast<double>(now - before));
   };
   add("agentserve_router_requests_accepted_total", "Requests accepted", s.accepted, last_.accepted);
@@ -125,7 +135,8 @@ void RouterMetrics::Publish(const RouterCore& core, TimeNs) {
     metrics_.Gauge(name, help, labels).Set(v);
   };
   set("agentserve_router_queued_requests", "Requests waiting for a worker", core.queued_requests());
-  set("agentserve_router_queued_tokens", "Prompt tokens of waiting requests", static_cast<double>(core.queued_tokens()));
+  set("agentserve_router_queued_tokens", "Prompt tokens of waiting requests",
+      static_cast<double>(core.queued_tokens()));
   set("agentserve_router_running_requests", "Requests dispatched and not ended",
       core.live_requests() - core.queued_requests());
   set("agentserve_router_programs", "Programs remembered", static_cast<double>(core.programs().size()));

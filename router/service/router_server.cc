@@ -19,8 +19,8 @@ absl::StatusOr<std::unique_ptr<RouterServer>> RouterServer::Start(ServiceConfig 
   r->metrics_ = std::make_unique<RouterMetrics>(r->model_->model_id);
   r->pool_ = std::make_unique<EdgePool>(r->config_.edge_threads, r->config_.edge_queue, r->config_.edge_queue_bytes);
   RouterServer* self = r.get();
-  r->shell_ = std::make_unique<Shell>(r->config_, *r->model_, *r->metrics_,
-                                      [self](bool ready) { self->SetHealth(ready); });
+  r->shell_ =
+      std::make_unique<Shell>(r->config_, *r->model_, *r->metrics_, [self](bool ready) { self->SetHealth(ready); });
   const ServiceParts parts{r->config_, *r->model_, *r->metrics_, *r->shell_, *r->pool_};
   r->router_service_ = std::make_unique<RouterServiceImpl>(parts);
   r->cluster_service_ = std::make_unique<ClusterServiceImpl>(*r->shell_);

@@ -13,8 +13,9 @@ namespace {
 
 // The smaller of the request's budget and the call's deadline, within the server's limit.
 int64_t BudgetMs(const grpc::CallbackServerContext& context, uint64_t asked, const ServiceConfig& config) {
-  int64_t budget = asked == 0 ? config.default_budget_ms
-                              : static_cast<int64_t>(std::min<uint64_t>(asked, static_cast<uint64_t>(config.max_budget_ms)));
+  int64_t budget = asked == 0
+                       ? config.default_budget_ms
+                       : static_cast<int64_t>(std::min<uint64_t>(asked, static_cast<uint64_t>(config.max_budget_ms)));
   const auto deadline = context.deadline();
   if (deadline != std::chrono::system_clock::time_point::max()) {
     const auto left = deadline - std::chrono::system_clock::now();
@@ -37,8 +38,7 @@ StreamOptions OptionsOf(const v1::GenerateRequest& req) {
 }
 
 Rejection EdgeFull() {
-  return FromCore(EndReason::kQueueFull, "too much text waits to be tokenized; try again later",
-                  base::kNsPerSecond);
+  return FromCore(EndReason::kQueueFull, "too much text waits to be tokenized; try again later", base::kNsPerSecond);
 }
 
 // Runs on an edge thread.
@@ -150,8 +150,7 @@ grpc::ServerUnaryReactor* RouterServiceImpl::Cancel(grpc::CallbackServerContext*
 }
 
 grpc::ServerUnaryReactor* RouterServiceImpl::ReportTool(grpc::CallbackServerContext* context,
-                                                        const v1::ReportToolRequest* request,
-                                                        v1::ReportToolResponse*) {
+                                                        const v1::ReportToolRequest* request, v1::ReportToolResponse*) {
   auto* reactor = context->DefaultReactor();
   if (request->phase() == v1::ReportToolRequest::PHASE_UNSPECIFIED || request->program_id().empty()) {
     reactor->Finish(ToGrpc(InvalidField(request->program_id().empty() ? "program_id" : "phase", "is missing")));
@@ -166,8 +165,7 @@ grpc::ServerUnaryReactor* RouterServiceImpl::ReportTool(grpc::CallbackServerCont
 }
 
 grpc::ServerUnaryReactor* RouterServiceImpl::EndProgram(grpc::CallbackServerContext* context,
-                                                        const v1::EndProgramRequest* request,
-                                                        v1::EndProgramResponse*) {
+                                                        const v1::EndProgramRequest* request, v1::EndProgramResponse*) {
   auto* reactor = context->DefaultReactor();
   p_.shell.loop().Post([&shell = p_.shell, req = *request, reactor] {
     shell.core().EndProgram(req.tenant_id(), req.program_id());
@@ -219,8 +217,8 @@ grpc::ServerUnaryReactor* RouterServiceImpl::Detokenize(grpc::CallbackServerCont
     const std::vector<uint32_t> ids(request->ids().begin(), request->ids().end());
     for (uint32_t id : ids) {
       if (id < model.vocab_size()) continue;
-      reactor->Finish(ToGrpc(
-          InvalidField("ids", base::StrCat(id, " is outside the vocabulary of ", model.vocab_size()))));
+      reactor->Finish(
+          ToGrpc(InvalidField("ids", base::StrCat(id, " is outside the vocabulary of ", model.vocab_size()))));
       return;
     }
     response->set_text(model.tokenizer->Decode(ids, /*skip_special=*/false));

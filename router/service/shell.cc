@@ -76,7 +76,7 @@ void Shell::Submit(Submission sub, StreamOptions options, std::shared_ptr<Genera
 bool Shell::Cancel(const std::string& request_id) {
   auto it = by_request_id_.find(request_id);
   if (it == by_request_id_.end()) return false;
-  core_->EndRequest(it->second, EndReason::kCancelled, "the request was cancelled by id", now_);
+  core_->EndRequest(it->second, EndReason::kCancelled, "the request was cancelled by id", now());
   return true;
 }
 
@@ -85,7 +85,8 @@ void Shell::ApplyTokens(const std::vector<TokenOut>& tokens) {
     auto it = streams_.find(t.request);
     if (it == streams_.end()) continue;
     switch (it->second->OnToken(t)) {
-      case StreamEdge::After::kGoOn: break;
+      case StreamEdge::After::kGoOn:
+        break;
       case StreamEdge::After::kStopped:
         core_->StopSequence(t.request, t.index, it->second->completion_tokens(t.index), now_);
         break;
@@ -213,6 +214,7 @@ void Shell::Shutdown(int64_t drain_ms) {
   }
   loop_.Call([this] {
     now_ = clock_.Now();
+    closing_ = true;
     std::vector<RequestKey> rest;
     for (const auto& [key, edge] : streams_) rest.push_back(key);
     std::sort(rest.begin(), rest.end());

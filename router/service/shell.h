@@ -1,5 +1,5 @@
-// Carries out what the core wants: owns the core, the links to workers and the streams of callers. Everything here runs on
-// the loop thread, except where said.
+// Carries out what the core wants: owns the core, the links to workers and the streams of callers. Everything here runs
+// on the loop thread, except where said.
 #pragma once
 
 #include <atomic>
@@ -29,7 +29,8 @@ namespace agentserve::router {
 class Shell {
  public:
   // `on_ready` is told on the loop whenever readiness changes. All references must outlive the shell.
-  Shell(const ServiceConfig& config, const EdgeModel& model, RouterMetrics& metrics, std::function<void(bool)> on_ready);
+  Shell(const ServiceConfig& config, const EdgeModel& model, RouterMetrics& metrics,
+        std::function<void(bool)> on_ready);
   ~Shell();
 
   EventLoop& loop() { return loop_; }
@@ -51,7 +52,8 @@ class Shell {
   void FillModel(v1::GetModelResponse* out) const;
   void FillCluster(v1::WatchClusterResponse* out) const;
   RouterCore& core() { return *core_; }
-  TimeNs now() const { return now_; }
+  // Reads the clock: once per event.
+  TimeNs now() { return now_ = clock_.Now(); }
   // Runs `f` every `interval` until it returns false.
   void Every(TimeNs interval, std::function<bool()> f);
 
@@ -114,6 +116,7 @@ class Shell {
   std::vector<Repeating> repeating_;
   Effects effects_;
   bool was_ready_ = false;
+  bool closing_ = false;  // links are not opened any more
   TimeNs next_housekeeping_ = 0;
   TimeNs rates_since_ = 0;
   double tokens_before_ = 0, tokens_per_s_ = 0;

@@ -17,9 +17,12 @@ constexpr TimeNs kHelloTimeout = 5 * base::kNsPerSecond;
 const char* RoleName(Role r) { return r == Role::kPrefill ? "prefill" : "decode"; }
 const char* PhaseName(WorkerPhase p) {
   switch (p) {
-    case WorkerPhase::kReady: return "ready";
-    case WorkerPhase::kDraining: return "draining";
-    default: return "connecting";
+    case WorkerPhase::kReady:
+      return "ready";
+    case WorkerPhase::kDraining:
+      return "draining";
+    default:
+      return "connecting";
   }
 }
 
@@ -45,7 +48,7 @@ grpc::Status Shell::Register(const v1::RegisterRequest& req, v1::RegisterRespons
   }
   const WorkerTable& table = core_->workers();
   const size_t before = table.all().size();
-  absl::StatusOr<WorkerId> id = core_->RegisterWorker(info, now_);
+  absl::StatusOr<WorkerId> id = core_->RegisterWorker(info, now());
   if (!id.ok()) {
     AS_LOG(kWarn, "worker.refused") << Field("worker", info.name) << Field("reason", base::MessageOf(id.status()));
     return WorkerStatus(id.status());
@@ -66,7 +69,7 @@ grpc::Status Shell::Register(const v1::RegisterRequest& req, v1::RegisterRespons
 }
 
 grpc::Status Shell::Drain(const v1::DrainRequest& req, v1::DrainResponse* out) {
-  absl::StatusOr<uint32_t> running = core_->DrainWorker(req.worker_id(), now_);
+  absl::StatusOr<uint32_t> running = core_->DrainWorker(req.worker_id(), now());
   if (!running.ok()) return WorkerStatus(running.status());
   AS_LOG(kInfo, "worker.draining") << Field("worker", req.worker_id()) << Field("running", *running);
   out->set_running(*running);
@@ -77,7 +80,7 @@ grpc::Status Shell::Drain(const v1::DrainRequest& req, v1::DrainResponse* out) {
 
 void Shell::OpenLink(WorkerId w) {
   const Worker* worker = core_->workers().Find(w);
-  if (worker == nullptr) return;
+  if (worker == nullptr || closing_) return;
   CloseLink(w);
   const uint64_t generation = next_generation_++;
   LinkCallbacks callbacks;
@@ -162,9 +165,9 @@ void Shell::OnHello(WorkerId w, const Hello& hello) {
   auto it = links_.find(w);
   if (worker == nullptr || it == links_.end()) return;
   if (hello.incarnation() != worker->info.incarnation) {
-    AS_LOG(kWarn, "worker.wrong_incarnation") << Field("worker", worker->info.name)
-                                              << Field("address", worker->info.address)
-                                              << Field("answered_by", hello.worker_id());
+    AS_LOG(kWarn, "worker.wrong_incarnation")
+        << Field("worker", worker->info.name) << Field("address", worker->info.address)
+        << Field("answered_by", hello.worker_id());
     it->second.link->Close();
     return;
   }
@@ -182,7 +185,9 @@ void Shell::OnPrefillMessage(WorkerId w, prefill::v1::RunResponse& m) {
     return b;
   };
   switch (m.event_case()) {
-    case prefill::v1::RunResponse::kHello: OnHello(w, m.hello()); break;
+    case prefill::v1::RunResponse::kHello:
+      OnHello(w, m.hello());
+      break;
     case prefill::v1::RunResponse::kAdmitted:
       core_->OnAdmitted(w, seq, attempt, box(m.mutable_admitted()->mutable_kv()), m.admitted().cached_tokens(), now_);
       break;
@@ -205,8 +210,11 @@ void Shell::OnPrefillMessage(WorkerId w, prefill::v1::RunResponse& m) {
                                       << Field("detail", m.failed().message());
       core_->OnFailed(w, seq, attempt, {ToFailKind(m.failed().reason()), m.failed().message()}, now_);
       break;
-    case prefill::v1::RunResponse::kLoad: core_->OnLoad(w, ToLoad(m.load()), now_); break;
-    default: break;  // chunk_done, and what a newer worker may say
+    case prefill::v1::RunResponse::kLoad:
+      core_->OnLoad(w, ToLoad(m.load()), now_);
+      break;
+    default:
+      break;  // chunk_done, and what a newer worker may say
   }
 }
 
@@ -214,7 +222,9 @@ void Shell::OnDecodeMessage(WorkerId w, decode::v1::RunResponse& m) {
   const SeqId seq(m.seq());
   const uint32_t attempt = m.attempt();
   switch (m.event_case()) {
-    case decode::v1::RunResponse::kHello: OnHello(w, m.hello()); break;
+    case decode::v1::RunResponse::kHello:
+      OnHello(w, m.hello());
+      break;
     case decode::v1::RunResponse::kPeerConnected: {
       const auto& p = m.peer_connected();
       AS_LOG(kInfo, "worker.peer_connected") << Field("peer", p.worker_id()) << Field("transport", p.transport())
@@ -230,7 +240,9 @@ void Shell::OnDecodeMessage(WorkerId w, decode::v1::RunResponse& m) {
       core_->OnKvReady(w, seq, attempt, {k.bytes(), k.transport(), k.gb_per_s(), k.exposed_ms()}, now_);
       break;
     }
-    case decode::v1::RunResponse::kStepResult: OnStepResult(w, m.mutable_step_result()); break;
+    case decode::v1::RunResponse::kStepResult:
+      OnStepResult(w, m.mutable_step_result());
+      break;
     case decode::v1::RunResponse::kFinished: {
       const auto& f = m.finished();
       core_->OnFinished(w, seq, attempt,
@@ -244,8 +256,11 @@ void Shell::OnDecodeMessage(WorkerId w, decode::v1::RunResponse& m) {
                                      << Field("detail", m.failed().message());
       core_->OnFailed(w, seq, attempt, {ToFailKind(m.failed().reason()), m.failed().message()}, now_);
       break;
-    case decode::v1::RunResponse::kLoad: core_->OnLoad(w, ToLoad(m.load()), now_); break;
-    default: break;
+    case decode::v1::RunResponse::kLoad:
+      core_->OnLoad(w, ToLoad(m.load()), now_);
+      break;
+    default:
+      break;
   }
 }
 

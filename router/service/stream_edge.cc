@@ -30,10 +30,14 @@ void FillTimeline(const Timeline& t, common::v1::Timeline* out) {
 
 common::v1::FinishReason ToProto(FinishReason r) {
   switch (r) {
-    case FinishReason::kStop: return common::v1::FINISH_REASON_STOP;
-    case FinishReason::kLength: return common::v1::FINISH_REASON_LENGTH;
-    case FinishReason::kCancelled: return common::v1::FINISH_REASON_CANCELLED;
-    case FinishReason::kNone: break;
+    case FinishReason::kStop:
+      return common::v1::FINISH_REASON_STOP;
+    case FinishReason::kLength:
+      return common::v1::FINISH_REASON_LENGTH;
+    case FinishReason::kCancelled:
+      return common::v1::FINISH_REASON_CANCELLED;
+    case FinishReason::kNone:
+      break;
   }
   return common::v1::FINISH_REASON_UNSPECIFIED;
 }

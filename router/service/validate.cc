@@ -135,8 +135,8 @@ engine::SamplingParams ToSampling(const cpb::SamplingParams& p, const EdgeModel&
   s.min_p = p.has_min_p() ? p.min_p() : static_cast<float>(d.min_p.value_or(0.0));
   s.top_k = p.has_top_k() ? p.top_k() : static_cast<uint32_t>(std::max<int64_t>(0, d.top_k.value_or(0)));
   s.top_k = std::min(s.top_k, model.vocab_size());
-  s.repetition_penalty = p.has_repetition_penalty() ? p.repetition_penalty()
-                                                    : static_cast<float>(d.repetition_penalty.value_or(1.0));
+  s.repetition_penalty =
+      p.has_repetition_penalty() ? p.repetition_penalty() : static_cast<float>(d.repetition_penalty.value_or(1.0));
   s.presence_penalty = p.presence_penalty();
   s.frequency_penalty = p.frequency_penalty();
   for (const auto& b : p.logit_bias()) s.logit_bias.emplace_back(b.token_id(), b.bias());
@@ -190,10 +190,14 @@ size_t ChatBytes(const v1::Chat& chat) {
 
 size_t PromptBytes(const v1::GenerateRequest& req) {
   switch (req.prompt_case()) {
-    case v1::GenerateRequest::kTokenIds: return req.token_ids().ids_size() * sizeof(uint32_t);
-    case v1::GenerateRequest::kText: return req.text().size();
-    case v1::GenerateRequest::kChat: return ChatBytes(req.chat());
-    default: return 0;
+    case v1::GenerateRequest::kTokenIds:
+      return req.token_ids().ids_size() * sizeof(uint32_t);
+    case v1::GenerateRequest::kText:
+      return req.text().size();
+    case v1::GenerateRequest::kChat:
+      return ChatBytes(req.chat());
+    default:
+      return 0;
   }
 }
 
