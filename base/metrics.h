@@ -1,5 +1,6 @@
-// Prometheus metrics of one process. Families are created once at start; labels are few and fixed. Naming: agentserve_*,
-// snake case, units last, `_total` on counters, no colons. prometheus-cpp's Observe takes a mutex: aggregate per step.
+// Prometheus metrics of one process. Families are created once at start; labels are few and fixed. Naming:
+// agentserve_*, snake case, units last, `_total` on counters, no colons. prometheus-cpp's Observe takes a mutex:
+// aggregate per step.
 #pragma once
 
 #include <prometheus/counter.h>
@@ -43,9 +44,9 @@ class Metrics {
 };
 
 // Bucket bounds in seconds.
-std::vector<double> TtftBuckets();  // 1 ms .. 160 s
-std::vector<double> ItlBuckets();   // 0.5 ms .. 8 s
-std::vector<double> E2eBuckets();   // 10 ms .. 1200 s
+std::vector<double> TtftBuckets();        // 1 ms .. 160 s
+std::vector<double> ItlBuckets();         // 0.5 ms .. 8 s
+std::vector<double> E2eBuckets();         // 10 ms .. 1200 s
 std::vector<double> TokenCountBuckets();  // 1-2-5 series to 131072
 
 }  // namespace agentserve::base

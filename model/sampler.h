@@ -27,23 +27,25 @@ struct SampleInput {
 // grows to the vocabulary once; not thread-safe.
 class Sampler {
  public:
-  // DATA_LOSS if no logit is a number. INVALID_ARGUMENT if every token is masked out.
+  // DATA_LOSS if no logit is a finite number. Biases and masks that leave no token at all are ignored.
   absl::StatusOr<engine::SampledToken> Sample(const SampleInput& in);
 
  private:
   struct Candidate {
     float logit;
     engine::TokenId id;
+    double weight;  // exp((logit - max) / temperature)
   };
   void Adjust(const SampleInput& in);
   void Penalize(const SampleInput& in);
-  engine::TokenId Draw(const SampleInput& in, float max_logit);
+  engine::TokenId Draw(const SampleInput& in, std::span<const float> logits, float max_logit);
   void SelectTop(size_t k);
   void FillLogprobs(const SampleInput& in, engine::SampledToken* out);
 
-  std::vector<float> work_;
+  std::vector<float> work_;       // adjusted logits
+  std::vector<uint32_t> counts_;  // per token id; zero between calls
   std::vector<Candidate> candidates_;
-  std::vector<engine::TokenId> seen_;
+  size_t ordered_ = 0;  // candidates_[0, ordered_) are the best, best first
 };
 
 }  // namespace agentserve::model

@@ -28,9 +28,9 @@ absl::StatusOr<Bpe> Bpe::Create(const TokenizerSpec& spec, const std::string& or
   for (uint32_t id = 0; id < spec.tokens.size(); ++id) {
     if (!spec.tokens.has(id) || special[id]) continue;
     if (!bpe.ids_.Insert(id)) {
-      return absl::InvalidArgumentError(base::StrCat(origin, ": model.vocab: id ", id, " and id ",
-                                                     bpe.ids_.Find(spec.tokens.bytes(id)), " are both ",
-                                                     QuoteForError(spec.tokens.bytes(id)), "; each token must be unique"));
+      return absl::InvalidArgumentError(
+          base::StrCat(origin, ": model.vocab: id ", id, " and id ", bpe.ids_.Find(spec.tokens.bytes(id)), " are both ",
+                       QuoteForError(spec.tokens.bytes(id)), "; each token must be unique"));
     }
   }
   for (size_t b = 0; b < 256; ++b) {

@@ -12,8 +12,8 @@
 
 namespace agentserve::text {
 
-// Repeatedly joins the adjacent pair of lowest rank, leftmost first, until no pair joins. Time O(n log n) in the bytes of
-// the piece. Immutable; thread-safe.
+// Repeatedly joins the adjacent pair of lowest rank, leftmost first, until no pair joins. Time O(n log n) in the bytes
+// of the piece. Immutable; thread-safe.
 class Bpe {
  public:
   // Memory reused between calls of one thread.

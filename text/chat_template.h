@@ -32,10 +32,10 @@ struct ToolCallMsg {
 };
 
 struct Message {
-  std::string role;                    // system, developer, user, assistant, tool, ipython, function
-  std::optional<std::string> content;  // absent = null
-  std::vector<ToolCallMsg> tool_calls;  // assistant only
-  std::string tool_call_id;            // tool only; not rendered by this template
+  std::string role;                          // system, developer, user, assistant, tool, ipython, function
+  std::optional<std::string> content = {};   // absent = null
+  std::vector<ToolCallMsg> tool_calls = {};  // assistant only
+  std::string tool_call_id = {};             // tool only; not rendered by this template
   // Tool results only: `content` is JSON text of a value, printed as the original does for non-strings.
   bool content_is_json = false;
 };
@@ -61,8 +61,8 @@ class ChatTemplate {
  public:
   explicit ChatTemplate(const Tokenizer& tokenizer);
 
-  // INVALID_ARGUMENT names the message by index and says what to change. FAILED_PRECONDITION: the tokenizer lacks one of
-  // the markers (a base model of another family).
+  // INVALID_ARGUMENT names the message by index and says what to change. FAILED_PRECONDITION: the tokenizer lacks one
+  // of the markers (a base model of another family).
   absl::StatusOr<RenderedChat> Render(const ChatRequest& request) const;
   // Whether the tokenizer has all markers.
   absl::Status Supported() const;

@@ -15,8 +15,8 @@ class StreamingDetokenizer {
  public:
   StreamingDetokenizer(const Tokenizer& tokenizer, bool skip_special);
 
-  // Text that became certain with this token; often "" in the middle of a multi-byte character. Bytes that can no longer
-  // become valid are given as U+FFFD at once.
+  // Text that became certain with this token; often "" in the middle of a multi-byte character. Bytes that can no
+  // longer become valid are given as U+FFFD at once.
   std::string Push(uint32_t id);
   // What is still held is a truncated sequence: U+FFFD, or "" if nothing is held. Ready for a new stream afterwards.
   std::string Finish();

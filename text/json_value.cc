@@ -250,8 +250,8 @@ bool JsonBuilder::parse_error(size_t position, const std::string&, const nlohman
   std::string_view what = e.what();
   if (const size_t bracket = what.find("] "); bracket != std::string_view::npos) what.remove_prefix(bracket + 2);
   const std::string path = Path();
-  return Fail(base::StrCat(path.empty() ? "" : path + ": ", "not valid JSON (byte ", position, "): ",
-                           ToValidUtf8(what.substr(0, 300))));
+  return Fail(base::StrCat(path.empty() ? "" : path + ": ", "not valid JSON (byte ", position,
+                           "): ", ToValidUtf8(what.substr(0, 300))));
 }
 
 bool JsonBuilder::Fail(std::string message) {

@@ -91,8 +91,8 @@ size_t ContractionEnd(std::string_view text, size_t pos) {
   return 0;
 }
 
-// \s*[\r\n]+ | \s+(?!\S) | \s+ : up to behind the last line break of the run of white space, else all of the run but its
-// last character (which leads the next word), else that single one.
+// \s*[\r\n]+ | \s+(?!\S) | \s+ : up to behind the last line break of the run of white space, else all of the run but
+// its last character (which leads the next word), else that single one.
 size_t SpaceEnd(Cursor c) {
   size_t behind_newline = 0;
   size_t last_start = c.pos();

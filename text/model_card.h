@@ -20,9 +20,9 @@ struct DefaultSampling {
 };
 
 struct ModelCard {
-  std::string model_id;  // name of the folder
-  uint32_t context_length = 0;  // max_position_embeddings, in tokens
-  uint32_t vocab_size = 0;      // rows of the embedding; the tokenizer may have fewer ids
+  std::string model_id;                 // name of the folder
+  uint32_t context_length = 0;          // max_position_embeddings, in tokens
+  uint32_t vocab_size = 0;              // rows of the embedding; the tokenizer may have fewer ids
   std::vector<uint32_t> eos_token_ids;  // union of config.json and generation_config.json, ascending
   std::optional<uint32_t> bos_token_id;
   DefaultSampling sampling;

@@ -35,7 +35,7 @@ std::string WithUnicodeSpace(std::string_view pattern) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PreTokenizer>> PreTokenizer::Create(const std::string& pattern, const std::string& field,
-                                                                  bool always_regex) {
+                                                                   bool always_regex) {
   std::unique_ptr<PreTokenizer> pre(new PreTokenizer());
   pre->scanner_ = !always_regex && pattern == kLlama3Pattern;
   const std::string full = WithUnicodeSpace(pattern);
@@ -46,8 +46,8 @@ absl::StatusOr<std::unique_ptr<PreTokenizer>> PreTokenizer::Create(const std::st
   if (pre->code_ == nullptr) {
     PCRE2_UCHAR message[256] = {};
     pcre2_get_error_message(error, message, sizeof(message));
-    return absl::InvalidArgumentError(base::StrCat(field, ": not a usable regular expression (at byte ", offset, "): ",
-                                                   reinterpret_cast<const char*>(message)));
+    return absl::InvalidArgumentError(base::StrCat(field, ": not a usable regular expression (at byte ", offset,
+                                                   "): ", reinterpret_cast<const char*>(message)));
   }
   pcre2_jit_compile(pre->code_, PCRE2_JIT_COMPLETE);  // without JIT support matching is slower, not different
   return pre;

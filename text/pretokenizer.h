@@ -15,8 +15,9 @@ namespace agentserve::text {
 // A compiled split pattern: matches and the gaps between them are the pieces ("Isolated"). Immutable; thread-safe.
 class PreTokenizer {
  public:
-  // `field` names the pattern in errors. In the pattern, \s means Unicode White_Space (as in Oniguruma and Rust; PCRE2's
-  // own \s adds U+180E). `always_regex`: use PCRE2 even for a pattern that has a hand-written scanner (tests compare).
+  // `field` names the pattern in errors. In the pattern, \s means Unicode White_Space (as in Oniguruma and Rust;
+  // PCRE2's own \s adds U+180E). `always_regex`: use PCRE2 even for a pattern that has a hand-written scanner (tests
+  // compare).
   static absl::StatusOr<std::unique_ptr<PreTokenizer>> Create(const std::string& pattern, const std::string& field,
                                                               bool always_regex = false);
   ~PreTokenizer();

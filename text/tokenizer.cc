@@ -109,9 +109,9 @@ struct Tokenizer::Impl {
   TokenizerSpec spec;
   std::optional<Bpe> bpe;
   std::unique_ptr<PreTokenizer> pre;
-  std::vector<bool> special;            // by id
-  AddedTokenTrie all_added;             // special or not
-  AddedTokenTrie ordinary_added;        // not special
+  std::vector<bool> special;      // by id
+  AddedTokenTrie all_added;       // special or not
+  AddedTokenTrie ordinary_added;  // not special
   std::unordered_map<std::string, uint32_t> added_ids;
   std::optional<uint32_t> bos;
   std::string hash;
@@ -174,7 +174,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& mo
   const bool json = std::filesystem::exists(path, ignored);
   if (!json) path = (dir / "tokenizer.model").string();
   if (!json && !std::filesystem::exists(path, ignored)) {
-    return absl::NotFoundError(base::StrCat(model_dir, ": neither tokenizer.json nor tokenizer.model is there; point to a "
+    return absl::NotFoundError(base::StrCat(model_dir,
+                                            ": neither tokenizer.json nor tokenizer.model is there; point to a "
                                             "folder in Hugging Face layout"));
   }
   AS_ASSIGN_OR_RETURN(const std::string data, ReadFile(path, kMaxTokenizerFileBytes));

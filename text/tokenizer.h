@@ -1,7 +1,7 @@
 // Byte-level BPE tokenizer of Llama 3 and of other Hugging Face byte-level BPE files.
 //
-// Reads `tokenizer.json` (Hugging Face layout) or `tokenizer.model` (tiktoken lines "<base64> <rank>"). What is in a file
-// but not supported here is refused at load, so that a loaded tokenizer never gives silently different ids.
+// Reads `tokenizer.json` (Hugging Face layout) or `tokenizer.model` (tiktoken lines "<base64> <rank>"). What is in a
+// file but not supported here is refused at load, so that a loaded tokenizer never gives silently different ids.
 //
 // Threads: immutable after Load; every const method may be called from any thread at once.
 // Input text that is not valid UTF-8 is read as if each invalid part were U+FFFD; valid text round-trips exactly.
@@ -48,11 +48,12 @@ class Tokenizer {
   std::vector<uint32_t> Encode(std::string_view text) const;
   // The same, but spelled special tokens become their ids. Only for text that the operator wrote.
   std::vector<uint32_t> EncodeParsingSpecials(std::string_view text) const;
-  // Joins the bytes of all tokens, then replaces what is not UTF-8 by U+FFFD (one per maximal invalid part). Ids outside
-  // the vocabulary contribute nothing.
+  // Joins the bytes of all tokens, then replaces what is not UTF-8 by U+FFFD (one per maximal invalid part). Ids
+  // outside the vocabulary contribute nothing.
   std::string Decode(std::span<const uint32_t> ids, bool skip_special) const;
 
-  // Raw bytes of a token, perhaps a part of a UTF-8 sequence; empty for ids outside the vocabulary. Lives as long as this.
+  // Raw bytes of a token, perhaps a part of a UTF-8 sequence; empty for ids outside the vocabulary. Lives as long as
+  // this.
   std::string_view TokenBytes(uint32_t id) const;
   bool IsSpecial(uint32_t id) const;
   // Id of an added token (special or not) by its exact spelling.

@@ -1,5 +1,5 @@
-// tokenizer.json of Hugging Face: a SAX reader that takes the two large parts (vocab, merges) directly into flat buffers
-// and everything else into a small tree.
+// tokenizer.json of Hugging Face: a SAX reader that takes the two large parts (vocab, merges) directly into flat
+// buffers and everything else into a small tree.
 #include <array>
 #include <limits>
 #include <optional>
@@ -17,8 +17,7 @@ namespace agentserve::text {
 const char kLlama3Pattern[] =
     "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
     "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-const char kGpt2Pattern[] =
-    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+const char kGpt2Pattern[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 bool TokenTable::Add(uint32_t id, std::string_view bytes) {
   if (id >= entries_.size()) entries_.resize(id + 1);
@@ -144,7 +143,8 @@ class TokenizerJsonReader : public JsonBuilder {
   bool parse_error(size_t position, const std::string& token, const nlohmann::json::exception& e) override {
     if (!JsonBuilder::error().empty()) return false;
     JsonBuilder::parse_error(position, token, e);
-    if (mode_ == Mode::kVocab) return Fail(StrCat("model.vocab: ", JsonBuilder::error(), "; behind ", QuoteForError(token_)));
+    if (mode_ == Mode::kVocab)
+      return Fail(StrCat("model.vocab: ", JsonBuilder::error(), "; behind ", QuoteForError(token_)));
     if (mode_ == Mode::kMerges) return Fail(StrCat(MergeField(), ": ", JsonBuilder::error()));
     return false;
   }
@@ -163,7 +163,8 @@ class TokenizerJsonReader : public JsonBuilder {
   bool InModelMember(const char* name) const { return depth() == 2 && key_at(0) == "model" && key_at(1) == name; }
   std::string MergeField() const { return StrCat("model.merges[", merges_.size(), "]"); }
   bool WrongType(const char* found) {
-    if (mode_ == Mode::kVocab) return Fail(StrCat("model.vocab: ", QuoteForError(token_), " is ", found, ", not an id"));
+    if (mode_ == Mode::kVocab)
+      return Fail(StrCat("model.vocab: ", QuoteForError(token_), " is ", found, ", not an id"));
     return Fail(StrCat(MergeField(), ": ", found, "; expected \"left right\" or [\"left\", \"right\"]"));
   }
 
@@ -212,7 +213,8 @@ class TokenizerJsonReader : public JsonBuilder {
       return Fail(StrCat(MergeField(), ": ", QuoteForError(left_ok ? right : left),
                          " has characters outside of the byte-level alphabet"));
     }
-    merges_.push_back({start, static_cast<uint32_t>(middle - start), static_cast<uint32_t>(merge_bytes_.size() - middle)});
+    merges_.push_back(
+        {start, static_cast<uint32_t>(middle - start), static_cast<uint32_t>(merge_bytes_.size() - middle)});
     return true;
   }
 
@@ -296,7 +298,8 @@ absl::Status ReadPreTokenizer(const JsonValue& root, const std::string& origin, 
     AS_RETURN_IF_ERROR(ReadByteLevel(*pre, field, spec));
   } else if (type == "Sequence") {
     const JsonValue* steps = pre->Find("pretokenizers");
-    if (steps == nullptr || !steps->is_array()) return Invalid(StrCat(field, ".pretokenizers: missing or not an array"));
+    if (steps == nullptr || !steps->is_array())
+      return Invalid(StrCat(field, ".pretokenizers: missing or not an array"));
     bool byte_level = false;
     for (size_t i = 0; i < steps->items.size(); ++i) {
       const std::string step_field = StrCat(field, ".pretokenizers[", i, "]");
@@ -308,10 +311,12 @@ absl::Status ReadPreTokenizer(const JsonValue& root, const std::string& origin, 
         AS_RETURN_IF_ERROR(ReadByteLevel(steps->items[i], step_field, spec));
         byte_level = true;
       } else {
-        return Unsupported(StrCat(step_field, ".type: ", QuoteForError(step), " is not supported (Split, ByteLevel are)"));
+        return Unsupported(
+            StrCat(step_field, ".type: ", QuoteForError(step), " is not supported (Split, ByteLevel are)"));
       }
     }
-    if (!byte_level) return Unsupported(StrCat(field, ".pretokenizers: no ByteLevel; only byte-level BPE is supported"));
+    if (!byte_level)
+      return Unsupported(StrCat(field, ".pretokenizers: no ByteLevel; only byte-level BPE is supported"));
   } else {
     return Unsupported(StrCat(field, ".type: ", QuoteForError(type), " is not supported (Sequence, ByteLevel are)"));
   }
@@ -328,7 +333,8 @@ absl::Status CheckPipeline(const JsonValue& root, const std::string& origin) {
   }
   AS_ASSIGN_OR_RETURN(const std::string decoder, TypeOf(root.Find("decoder"), origin + ": decoder"));
   if (!decoder.empty() && decoder != "ByteLevel") {
-    return Unsupported(StrCat(origin, ": decoder.type: ", QuoteForError(decoder), " is not supported; must be ByteLevel"));
+    return Unsupported(
+        StrCat(origin, ": decoder.type: ", QuoteForError(decoder), " is not supported; must be ByteLevel"));
   }
   return absl::OkStatus();
 }
@@ -383,7 +389,8 @@ absl::Status ReadAddedTokens(const JsonValue& root, const std::string& origin, T
     AS_RETURN_IF_ERROR(ReadAddedToken(added->items[i], field, reader, spec));
     const AddedToken& token = spec->added.back();
     const auto same_id = ids.emplace(token.id, i);
-    if (!same_id.second) return Invalid(StrCat(field, ".id: ", token.id, " is that of entry ", same_id.first->second, " too"));
+    if (!same_id.second)
+      return Invalid(StrCat(field, ".id: ", token.id, " is that of entry ", same_id.first->second, " too"));
     const auto same_content = contents.emplace(token.content, i);
     if (!same_content.second) {
       return Invalid(StrCat(field, ".content: ", QuoteForError(token.content), " is that of entry ",
@@ -417,7 +424,10 @@ absl::Status ResolveMerges(const TokenizerJsonReader& reader, const std::string&
     const uint32_t found[3] = {merge.left, merge.right, merge.result};
     for (int i = 0; i < 3; ++i) {
       if (found[i] != kNoToken) continue;
-      return Invalid(StrCat(origin, ": model.merges[", rank, "]: the ", i == 0 ? "left part " : i == 1 ? "right part " : "result ",
+      return Invalid(StrCat(origin, ": model.merges[", rank, "]: the ",
+                            i == 0   ? "left part "
+                            : i == 1 ? "right part "
+                                     : "result ",
                             QuoteForError(parts[i]), " is not in model.vocab"));
     }
     spec->merges.push_back(merge);

@@ -1,5 +1,5 @@
-// tokenizer.model of Llama 3: tiktoken lines "<base64 of the bytes> <rank>". Rank and id are the same number; the special
-// tokens and the split pattern are not in the file but fixed.
+// tokenizer.model of Llama 3: tiktoken lines "<base64 of the bytes> <rank>". Rank and id are the same number; the
+// special tokens and the split pattern are not in the file but fixed.
 #include <array>
 #include <charconv>
 
@@ -117,7 +117,8 @@ absl::StatusOr<TokenizerSpec> ParseTiktoken(std::string_view lines, const std::s
     if (!DecodeBase64(line.substr(0, space), &bytes)) {
       return error("token " + QuoteForError(line.substr(0, space)) + " is not base64");
     }
-    if (bytes.size() > kMaxTokenBytes) return error(base::StrCat("token of ", bytes.size(), " bytes; at most ", kMaxTokenBytes));
+    if (bytes.size() > kMaxTokenBytes)
+      return error(base::StrCat("token of ", bytes.size(), " bytes; at most ", kMaxTokenBytes));
     uint32_t rank = 0;
     const char* rank_end = line.data() + line.size();
     const auto [ptr, ec] = std::from_chars(line.data() + space + 1, rank_end, rank);
@@ -129,7 +130,8 @@ absl::StatusOr<TokenizerSpec> ParseTiktoken(std::string_view lines, const std::s
   }
   if (count == 0) return absl::InvalidArgumentError(base::StrCat(origin, ": no tokens; the file is empty"));
   if (count != spec.tokens.size()) {
-    return absl::InvalidArgumentError(base::StrCat(origin, ": ", count, " lines but ranks up to ", spec.tokens.size() - 1,
+    return absl::InvalidArgumentError(base::StrCat(origin, ": ", count, " lines but ranks up to ",
+                                                   spec.tokens.size() - 1,
                                                    "; ranks must be 0, 1, .. without holes (truncated file?)"));
   }
   DeriveMerges(count, &spec);

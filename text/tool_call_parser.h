@@ -6,11 +6,11 @@
 //   [f(a=1, b="x"), g()]                    pythonic; keyword arguments with Python literals
 // Everything else is content. Nothing is lost: what is not part of a call comes out as content, in order.
 //
-// Arguments are given out as they arrive, as JSON text. For a call that ended with `complete`, the fragments joined are a
-// valid JSON object. If the model breaks off or writes invalid JSON inside the arguments, the call ends with complete =
-// false, its fragments are a proper prefix of a JSON object (never closed up: running a tool with cut-off arguments would
-// be worse than an error), and the offending rest is content.
-// Small repairs: raw control characters inside strings are escaped, Python's True/False/None become JSON's.
+// Arguments are given out as they arrive, as JSON text. For a call that ended with `complete`, the fragments joined are
+// a valid JSON object. If the model breaks off or writes invalid JSON inside the arguments, the call ends with complete
+// = false, its fragments are a proper prefix of a JSON object (never closed up: running a tool with cut-off arguments
+// would be worse than an error), and the offending rest is content. Small repairs: raw control characters inside
+// strings are escaped, Python's True/False/None become JSON's.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ struct ToolEvent {
 
 struct ToolParserOptions {
   std::vector<std::string> tool_names;
-  uint64_t id_seed = 0;      // ids are a function of (id_seed, index); use a random or per-request value
+  uint64_t id_seed = 0;        // ids are a function of (id_seed, index); use a random or per-request value
   bool parallel_calls = true;  // false: calls after the first are dropped
 };
 

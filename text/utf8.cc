@@ -24,8 +24,8 @@ LeadInfo Lead(uint8_t b) {
 
 // Result of reading one sequence at the front of `s` (not empty).
 struct Step {
-  size_t bytes;   // of the sequence, or of the maximal invalid part
-  bool valid;     // a whole valid sequence
+  size_t bytes;     // of the sequence, or of the maximal invalid part
+  bool valid;       // a whole valid sequence
   bool unfinished;  // all of `s` is a proper prefix of a valid sequence
 };
 

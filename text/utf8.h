@@ -10,8 +10,9 @@ namespace agentserve::text {
 
 inline constexpr std::string_view kReplacementChar = "\xEF\xBF\xBD";  // U+FFFD
 
-// Rewrites a byte stream as valid UTF-8. Each maximal part that cannot become valid gives one U+FFFD (the practice of the
-// Unicode standard, table 3-8; also what Rust and the WHATWG encoding standard do). Independent of how input is cut.
+// Rewrites a byte stream as valid UTF-8. Each maximal part that cannot become valid gives one U+FFFD (the practice of
+// the Unicode standard, table 3-8; also what Rust and the WHATWG encoding standard do). Independent of how input is
+// cut.
 class Utf8Sanitizer {
  public:
   // Appends to *out what is certain; holds at most 3 bytes of an unfinished sequence.
