@@ -10,6 +10,7 @@
 #include "base/strings.h"
 #include "kvstore/core/core_test_util.h"
 #include "kvstore/core/kv_store_core.h"
+#include "kvstore/core/mirror_table.h"
 
 namespace agentserve::kvstore {
 namespace {
@@ -119,13 +120,14 @@ class Watcher {
  public:
   void Step(const KvStoreCore& core, base::SplitMix64* rng) {
     if (!started_) {
-      *this = Watcher();
+      table_.Clear();
+      cursor_ = {};
       started_ = true;
       sequence_ = core.log().last_sequence();
     }
     if (!cursor_.done) {
       const SnapshotPart part = core.Snapshot(&cursor_, 1 + rng->Below(4));
-      for (const SealedBlock& b : part.sealed) Seal(*part.pool, b);
+      for (const SealedBlock& b : part.sealed) table_.Seal(*part.pool, b);
       return;
     }
     const auto changes = core.log().Read(sequence_, 1 + rng->Below(8));
@@ -137,12 +139,9 @@ class Watcher {
     for (const Change& c : *changes) {
       EXPECT_EQ(c.sequence, sequence_ + 1);
       sequence_ = c.sequence;
-      if (c.kind == Change::Kind::kSealed) Seal(*c.pool, c.block);
-      if (c.kind == Change::Kind::kDropped) Drop(*c.pool, c.block.ref);
-      if (c.kind == Change::Kind::kPoolGone) {
-        const auto it = pools_.find(c.pool->worker_id);
-        if (it != pools_.end() && it->second.first == c.pool->incarnation) pools_.erase(it);
-      }
+      if (c.kind == Change::Kind::kSealed) table_.Seal(*c.pool, c.block);
+      if (c.kind == Change::Kind::kDropped) table_.Drop(*c.pool, c.block.ref);
+      if (c.kind == Change::Kind::kPoolGone) table_.PoolGone(*c.pool);
     }
   }
   bool CaughtUp(const KvStoreCore& core) const {
@@ -150,30 +149,17 @@ class Watcher {
   }
   std::set<std::string> Truth() const {
     std::set<std::string> all;
-    for (const auto& [id, pool] : pools_) {
-      for (const auto& [index, b] : pool.second) all.insert(Model::Line(id, pool.first, b));
-    }
+    for (const auto& [pool, b] : table_.All()) all.insert(Model::Line(pool.worker_id, pool.incarnation, b));
     return all;
   }
+  const MirrorTable& table() const { return table_; }
 
  private:
-  void Seal(const PoolIdent& p, const SealedBlock& b) {
-    auto& pool = pools_[p.worker_id];
-    if (pool.first != p.incarnation) pool = {p.incarnation, {}};
-    const auto it = pool.second.find(b.ref.index);
-    if (it == pool.second.end() || it->second.ref.epoch < b.ref.epoch) pool.second[b.ref.index] = b;
-  }
-  void Drop(const PoolIdent& p, const BlockRef& b) {
-    const auto pool = pools_.find(p.worker_id);
-    if (pool == pools_.end() || pool->second.first != p.incarnation) return;
-    const auto it = pool->second.second.find(b.index);
-    if (it != pool->second.second.end() && it->second.ref.epoch <= b.epoch) pool->second.second.erase(it);
-  }
   bool started_ = false;
   SnapshotCursor cursor_;
   uint64_t sequence_ = 0;
   int restarts_ = 0;
-  std::map<std::string, std::pair<uint64_t, std::map<uint32_t, SealedBlock>>> pools_;
+  MirrorTable table_;
 };
 
 // A worker as seen from the network: it restarts, and its messages are repeated and delayed.
@@ -331,6 +317,15 @@ class Scenario {
       ASSERT_LE(p.blocks.size(), last);
       last = p.blocks.size();
       ASSERT_EQ(p.blocks.size(), expected[p.pool.worker_id].size());
+    }
+    for (const Watcher& w : watchers_) {
+      if (!w.CaughtUp(core_)) continue;
+      const auto matches = w.table().Lookup(chain);
+      ASSERT_EQ(matches.size(), got->size());
+      for (size_t i = 0; i < matches.size(); ++i) {
+        ASSERT_EQ(matches[i].pool.worker_id, (*got)[i].pool.worker_id);
+        ASSERT_EQ(matches[i].blocks, (*got)[i].blocks.size());
+      }
     }
   }
 

@@ -1,6 +1,7 @@
 // Reads a peer's pool through KvTransferService.
 #include <grpcpp/grpcpp.h>
 
+#include <climits>
 #include <condition_variable>
 #include <cstring>
 #include <map>
@@ -106,6 +107,7 @@ class StreamPeer final : public PeerPool {
     args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
     args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);
     args.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    args.SetInt(GRPC_ARG_CLIENT_IDLE_TIMEOUT_MS, INT_MAX);
     args.SetMaxReceiveMessageSize(4 << 20);
     // A connection of its own: bulk bytes must not queue before the commands of another link.
     args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
@@ -123,8 +125,8 @@ class StreamPeer final : public PeerPool {
 
   bool PeerAlive() override {
     if (gone_.load(std::memory_order_relaxed)) return false;
-    const grpc_connectivity_state state = channel_->GetState(false);
-    return state != GRPC_CHANNEL_TRANSIENT_FAILURE && state != GRPC_CHANNEL_SHUTDOWN;
+    // The channel never idles by itself, so anything else than READY is a lost connection.
+    return channel_->GetState(false) == GRPC_CHANNEL_READY;
   }
 
   absl::StatusOr<engine::PrefillProgress> LoadProgress(uint32_t slot, uint64_t tag) override {
