@@ -18,11 +18,9 @@ struct CommandEntry {
 
 constexpr CommandEntry kCommands[] = {
     {"up", "run a whole cluster on this machine", RunUp},
-#ifdef AGENTSERVE_CLI_CLIENTS
     {"chat", "talk to a running cluster", RunChat},
     {"top", "watch a running cluster", RunTop},
-    {"bench", "measure: `bench serve` a running cluster, `bench step` the model alone", RunBench},
-#endif
+    {"bench", "measure: `bench serve` a running server, `bench step` the model alone", RunBench},
 #ifdef AGENTSERVE_HAS_GENERATE
     {"generate", "generate text in this process, without services", RunGenerate},
 #endif
