@@ -125,7 +125,7 @@ LiteralScanner::Step LiteralScanner::FeedAfterValue(char c, std::string* out) {
     return Step::kMore;
   }
   if (c == ',') {
-    comma_ = ",";
+    comma_.assign(1, ',');
     state_ = open_.back() == '{' ? State::kKey : State::kValue;
     return Step::kMore;
   }
