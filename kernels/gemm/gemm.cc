@@ -37,14 +37,22 @@ namespace agentserve::kernels::HWY_NAMESPACE {
 
 // Register tile: rows x columns of 16-lane accumulators, leaving room for operands.
 inline constexpr size_t kTileRows = kParts == 1 ? 6 : (kParts == 2 ? 3 : 1);
+inline constexpr size_t kPrefetchRows = 5;
 inline constexpr size_t kTileCols = kParts == 1 ? 4 : 2;
 
 // Advances accumulators over `steps` of 32. Columns past the end of `w` are never read.
+// With few rows the loop is bound by memory: then the lines `ahead` elements on (the next tile's) are asked for early,
+// as the hardware's own prefetch stops at each 4 KiB page, which is one row of a 2048-wide matrix.
 template <size_t kRows, size_t kCols>
-HWY_INLINE void Steps(const float* HWY_RESTRICT x, const uint16_t* const* w, size_t steps, V16 (&acc)[kRows][kCols]) {
+HWY_INLINE void Steps(const float* HWY_RESTRICT x, const uint16_t* const* w, size_t steps, size_t ahead,
+                      V16 (&acc)[kRows][kCols]) {
   const uint16_t* wp[kCols];
   for (size_t c = 0; c < kCols; ++c) wp[c] = w[c];
   for (size_t s = 0; s < steps; ++s) {
+    if constexpr (kRows <= kPrefetchRows) {
+#pragma GCC unroll 8
+      for (size_t c = 0; c < kCols; ++c) __builtin_prefetch(wp[c] + ahead, 0, 2);  // into L2: 1.9 times the rate of L1
+    }
     V16 wv[kCols];
 #pragma GCC unroll 8
     for (size_t c = 0; c < kCols; ++c) wv[c] = LoadBf16Half<false>(wp[c]);
@@ -92,7 +100,7 @@ HWY_NOINLINE void Tile(const TileArgs& t) {
   const uint16_t* w[kCols];
   for (size_t c = 0; c < kCols; ++c) w[c] = t.w + c * t.k;
   const size_t steps = t.pass_k / kStep;
-  Steps<kRows, kCols>(t.x, w, steps, acc);
+  Steps<kRows, kCols>(t.x, w, steps, kCols * t.k, acc);
   if (const size_t rest = t.pass_k % kStep; rest != 0) {
     alignas(64) uint16_t tail[kCols][kStep] = {};
     const uint16_t* tails[kCols];
@@ -100,7 +108,7 @@ HWY_NOINLINE void Tile(const TileArgs& t) {
       std::memcpy(tail[c], w[c] + steps * kStep, rest * sizeof(uint16_t));
       tails[c] = tail[c];
     }
-    Steps<kRows, kCols>(t.x + steps * 2 * kRows * 16, tails, 1, acc);
+    Steps<kRows, kCols>(t.x + steps * 2 * kRows * 16, tails, 1, 0, acc);
   }
 #pragma GCC unroll 8
   for (size_t r = 0; r < kRows; ++r) {
