@@ -17,6 +17,30 @@ struct Totals {
   uint64_t finished = 0, failed = 0, cancelled = 0, invalid = 0, recomputes = 0, pulled = 0, preemptions = 0, hits = 0;
 };
 
+void CheckEnds(ToyCluster* cluster, Totals* totals) {
+  EXPECT_EQ(cluster->d.pool().available(), cluster->shape_.d_blocks);
+  EXPECT_EQ(cluster->p.pool().available(), cluster->shape_.p_blocks);
+  EXPECT_EQ(cluster->p_executor.bad_reads(), 0u);
+  EXPECT_EQ(cluster->d_executor.bad_reads(), 0u);
+  for (SeqId id : cluster->d_started) EXPECT_EQ(cluster->d_closed[id], 1) << "sequence " << id;
+  for (SeqId id : cluster->p_started) EXPECT_EQ(cluster->p_closed[id], 1) << "sequence " << id;
+  for (const auto& [id, r] : cluster->requests) {
+    EXPECT_TRUE(r.ended) << "sequence " << id;
+    if (r.failed || r.cancelled) {
+      ASSERT_LE(r.got.size(), r.want.size());
+      EXPECT_TRUE(std::equal(r.got.begin(), r.got.end(), r.want.begin())) << "sequence " << id;
+      totals->failed += r.failed;
+      totals->cancelled += r.cancelled;
+      if (r.failed) {
+        EXPECT_TRUE(r.failure == "DEADLINE" || r.failure == "TOO_LONG") << r.failure;
+      }
+    } else {
+      EXPECT_EQ(r.got, r.want) << "sequence " << id;
+      ++totals->finished;
+    }
+  }
+}
+
 void RunSeed(uint64_t seed, Totals* totals) {
   base::SplitMix64 rng(seed * 7919);
   ToyCluster::Shape shape;
@@ -63,27 +87,7 @@ void RunSeed(uint64_t seed, Totals* totals) {
   ASSERT_EQ(cluster.p.size(), 0u) << "the prefill core still has sequences";
   for (int i = 0; i < 1000; ++i) cluster.Move();
 
-  EXPECT_EQ(cluster.d.pool().available(), shape.d_blocks);
-  EXPECT_EQ(cluster.p.pool().available(), shape.p_blocks);
-  EXPECT_EQ(cluster.p_executor.bad_reads(), 0u);
-  EXPECT_EQ(cluster.d_executor.bad_reads(), 0u);
-  for (SeqId id : cluster.d_started) EXPECT_EQ(cluster.d_closed[id], 1) << "sequence " << id;
-  for (SeqId id : cluster.p_started) EXPECT_EQ(cluster.p_closed[id], 1) << "sequence " << id;
-  for (const auto& [id, r] : cluster.requests) {
-    EXPECT_TRUE(r.ended) << "sequence " << id;
-    if (r.failed || r.cancelled) {
-      ASSERT_LE(r.got.size(), r.want.size());
-      EXPECT_TRUE(std::equal(r.got.begin(), r.got.end(), r.want.begin())) << "sequence " << id;
-      totals->failed += r.failed;
-      totals->cancelled += r.cancelled;
-      if (r.failed) {
-        EXPECT_TRUE(r.failure == "DEADLINE" || r.failure == "TOO_LONG") << r.failure;
-      }
-    } else {
-      EXPECT_EQ(r.got, r.want) << "sequence " << id;
-      ++totals->finished;
-    }
-  }
+  CheckEnds(&cluster, totals);
   totals->invalid += cluster.invalid_seen;
   totals->recomputes += cluster.recomputes;
   totals->pulled += cluster.pulled;
