@@ -2,12 +2,22 @@
 
 #include <prometheus/text_serializer.h>
 
+#include <mutex>
+
 #include "base/strings.h"
 
 namespace agentserve::base {
 
 Metrics::Metrics(Labels constant_labels)
     : constant_labels_(std::move(constant_labels)), registry_(std::make_shared<prometheus::Registry>()) {}
+
+Metrics::~Metrics() {
+  if (exposer_ == nullptr) return;
+  static auto* const parked = new std::vector<std::unique_ptr<prometheus::Exposer>>;  // never destroyed
+  static auto* const mu = new std::mutex;
+  const std::lock_guard lock(*mu);
+  parked->push_back(std::move(exposer_));
+}
 
 prometheus::Counter& Metrics::Counter(const std::string& name, const std::string& help, const Labels& labels) {
   return prometheus::BuildCounter().Name(name).Help(help).Labels(constant_labels_).Register(*registry_).Add(labels);

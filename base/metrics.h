@@ -24,6 +24,9 @@ using Labels = std::map<std::string, std::string>;
 class Metrics {
  public:
   explicit Metrics(Labels constant_labels);
+  // Returns at once. The listener, whose threads take up to 2 s to stop, lives on until the process exits; it then
+  // serves an empty page.
+  ~Metrics();
 
   // Get-or-create. References stay valid for the life of this object.
   prometheus::Counter& Counter(const std::string& name, const std::string& help, const Labels& labels = {});

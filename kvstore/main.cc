@@ -1,4 +1,5 @@
 // agentserve-kvstore: the block manager. Soft state only; may be killed at any moment.
+#include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
@@ -80,6 +81,10 @@ std::unique_ptr<grpc::Server> StartServer(const Config& config, KvStoreServiceIm
 int Main(int argc, char** argv) {
   Config config;
   if (const auto rc = ParseFlags(argc, argv, &config)) return *rc;
+  // gRPC's own messages, in our format and only when asked for: ours say what to do.
+  gpr_set_log_function([](gpr_log_func_args* args) {
+    AS_LOG(kDebug, "grpc") << Field("message", args->message) << Field("file", args->file) << Field("line", args->line);
+  });
   // Blocked before any thread starts, so that only sigwait below sees them.
   sigset_t stop_signals;
   sigemptyset(&stop_signals);

@@ -155,7 +155,8 @@ TEST(Forward, BitsNeverDependOnBatchChunkingThreadsOrBlocks) {
       std::vector<std::pair<uint32_t, uint32_t>> sampled;  // sequence, position
       for (uint32_t s = 0; s < kSeqs; ++s) {
         if (at[s] == kLength || gen() % 3 == 0) continue;
-        const uint32_t n = std::min<uint32_t>(kLength - at[s], gen() % 2 == 0 ? 1u : static_cast<uint32_t>(1 + gen() % 40));
+        const uint32_t n =
+            std::min<uint32_t>(kLength - at[s], gen() % 2 == 0 ? 1u : static_cast<uint32_t>(1 + gen() % 40));
         const bool sample = gen() % 4 != 0;
         slices.push_back(bench.Slice(tokens[s], at[s], n, tables[s], sample));
         at[s] += n;

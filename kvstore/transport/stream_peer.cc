@@ -192,20 +192,24 @@ class StreamPeer final : public PeerPool {
     const auto blocks = static_cast<size_t>(request->blocks_size());
     absl::Status bad;
     while (reader->Read(&chunk)) {
-      const std::string& data = chunk.data();
-      if (block >= blocks || chunk.block() != block || chunk.offset() != offset || data.empty() ||
-          data.size() > range_bytes - offset) {
+      std::string_view data = chunk.data();
+      const size_t left = block < blocks ? (blocks - block) * range_bytes - offset : 0;
+      if (chunk.block() != block || chunk.offset() != offset || data.empty() || data.size() > left) {
         bad = absl::DataLossError(base::StrCat("KV stream from ", peer_.worker_id, ": ", data.size(),
                                                " bytes for block ", chunk.block(), " at ", chunk.offset(),
-                                               ", expected block ", block, " at ", offset, " of ", range_bytes));
+                                               ", expected block ", block, " of ", blocks, " at ", offset));
         context.TryCancel();
         break;
       }
-      std::memcpy(into(block) + offset, data.data(), data.size());
-      offset += data.size();
-      if (offset == range_bytes) {
-        offset = 0;
-        ++block;
+      while (!data.empty()) {  // a message may continue in the next blocks
+        const size_t n = std::min(data.size(), range_bytes - offset);
+        std::memcpy(into(block) + offset, data.data(), n);
+        data.remove_prefix(n);
+        offset += n;
+        if (offset == range_bytes) {
+          offset = 0;
+          ++block;
+        }
       }
     }
     const grpc::Status status = reader->Finish();

@@ -4,6 +4,7 @@ import json
 import random
 import zlib
 
+import phrasing
 import smalltalk
 from families import BY_KEY, FAMILIES
 from toolbox import (Tool, clashes, draw, fill, invented_family, make_answer, make_ask, make_result, random_style, random_toolset,
@@ -14,12 +15,18 @@ SYSTEMS = ["You are a helpful assistant.", "You are a helpful assistant with too
            "You are a helpful assistant. Use a tool only when it is needed.", "Be concise and polite.", "You are a careful agent.",
            "Think about which function fits, then call it.", "You help people with everyday tasks."]
 PREFIXES = ["Hi! ", "Hello, ", "Please: ", "Hey. ", "OK. ", "Next: ", "One more thing. ", "Quick question: ", "I have a question. ", "Now: "]
-PREFIXES_HELD = ["Good day. ", "Another question: ", "Listen: ", "Alright. "]
+PREFIXES += ["Hello! ", "Hey, ", "Well, ", "So, ", "Also: ", "Next question: ", "Now something else. ", "Thanks. ", "Great. ", "Alright. "]
+PREFIXES_HELD = ["Good day. ", "Another question: ", "Listen: ", "Right then. "]
 SUFFIXES = [" Thanks!", " Thank you.", " Please.", " Thanks in advance."]
+SUFFIXES += [" It is important.", " I am in a hurry.", " Be quick.", " Thanks a lot!"]
 SUFFIXES_HELD = [" Much appreciated.", " It is urgent."]
-JOINERS = [" Then ", " After that, ", " Also ", " And then ", " And ", " Next, "]
+JOINERS = [" Then ", " After that, ", " Also ", " And then ", " And ", " Next, ", " Also, ", " When done, ", " Afterwards ", " "]
 ERRORS = ["not found", "permission denied", "timeout", "service unavailable", "unknown value", "no such entry", "invalid input"]
 HELD_TOOLSETS = 8  # one tool combination in eight is held back
+
+
+def cap(text):
+    return text[0].upper() + text[1:]
 
 
 def toolset_is_held(tools):
@@ -29,10 +36,11 @@ def toolset_is_held(tools):
 class Dialogue:
     """Builds one conversation; `run_*` methods append turns."""
 
-    def __init__(self, seed, held=False):
+    def __init__(self, seed, held=False, unseen=False):
         self.rng = random.Random(seed)
-        self.v = Values(self.rng, held)
+        self.v = Values(self.rng, held, unseen)
         self.held = held
+        self.unseen = unseen
         self.messages = []
         self.tools = []
         self.persona = None
@@ -42,9 +50,11 @@ class Dialogue:
     def user(self, text, wrap=True):
         r = self.rng
         if wrap and r.random() < 0.3:
-            text = r.choice(PREFIXES_HELD if self.held else PREFIXES) + text
+            text = r.choice(PREFIXES_HELD if self.unseen else PREFIXES) + text
+        elif wrap and not self.held and r.random() < 0.15:
+            text = phrasing.filler(self.v) + text
         if wrap and text[-1] in "?." and r.random() < 0.15:
-            text += r.choice(SUFFIXES_HELD if self.held else SUFFIXES)
+            text += r.choice(SUFFIXES_HELD if self.unseen else SUFFIXES)
         self.messages.append({"role": "user", "content": text})
 
     def say(self, text, kind, contains=None):
@@ -70,7 +80,7 @@ class Dialogue:
             return f"That did not work: {reason}.", [reason], None
         content, facts = make_result(tool, values, self.v)
         self.result(content)
-        answer = make_answer(tool, values, facts, self.v)
+        answer = make_answer(tool, values, facts, content, self.v)
         shown = {k: (", ".join(x) if isinstance(x, list) else str(x)) for k, x in facts.items()}
         return answer, [s for f, s in shown.items() if "{" + f + "}" in tool.family.answers[0]], facts
 
@@ -108,10 +118,10 @@ class Dialogue:
         x, y = self.v.city(), self.v.city()
         slot, name = next((p.slot, n) for p, n in tool.params if p.slot == "city")
         what = "weather" if tool.family.key == "weather" else "time"
-        asks = ["What is the {w} in {x} and in {y}?", "Tell me the {w} in {x} and {y}.", "Compare the {w} in {x} and {y}."]
-        if self.held:
-            asks = ["I need the {w} for {x} and for {y}."]
-        self.user(self.rng.choice(asks).format(w=what, x=x, y=y))
+        both = self.rng.choice(["the {w} in {x} and in {y}", "the {w} in {x} and {y}", "the {w} for {x} and for {y}", "the {w} of {x} and {y}",
+                                "the {w} in both {x} and {y}"]).format(w=what, x=x, y=y)
+        frames = phrasing.NP_HELD if self.unseen else phrasing.NP_FRAMES + ["Compare {n}."] * 3
+        self.user(phrasing.framed(self.rng.choice(frames), both))
         one, has_one, facts = self.call_and_result(tool, {slot: x}, {name: x}, "call")
         if facts is None:
             return self.say(one, "answer", has_one)
@@ -141,28 +151,38 @@ class Dialogue:
         if kind in (("add", "multiply"), ("multiply", "add"), ("subtract", "multiply"), ("add", "subtract")):
             a, b, c = v.integer(), v.integer(), v.integer()
             first = {"add": f"Add {a} and {b}", "multiply": f"Multiply {a} by {b}", "subtract": f"Subtract {b} from {a}"}[kind[0]]
-            then = {"add": f"add {c}", "multiply": f"multiply the result by {c}", "subtract": f"subtract {c}"}[kind[1]]
-            self.user(f"{first}, then {then}." if not self.held else f"{first} and after that {then}.")
+            then = {"add": r.choice([f"add {c}", f"add {c} to it", f"add {c} to the result"]), "multiply": r.choice([f"multiply the result by {c}", f"multiply it by {c}", f"multiply that by {c}"]), "subtract": r.choice([f"subtract {c}", f"subtract {c} from it", f"subtract {c} from the result"])}[kind[1]]
+            low = first[0].lower() + first[1:]
+            wording = [f"{first}, then {then}.", f"{first} and then {then}.", f"{first}. Then {then}.", f"{first} and {then}.", f"First {low}, then {then}.",
+                       f"{first}; {then}", f"Please {low} and {then}.", f"Can you {low} and then {then}?", f"I want you to {low} and {then}.",
+                       f"{first}. {cap(then)}.", f"{first}, {then}.", f"{first}. Afterwards {then}."]
+            self.user(r.choice([f"{first} and after that {then}.", f"{first}, and when you have it {then}."] if self.unseen else wording))
             _, has, facts = self.call_and_result(one, {"a": a, "b": b}, {name(one, "a"): a, name(one, "b"): b}, "call")
             step = lambda f: ({"a": f["result"], "b": c}, {name(two, "a"): f["result"], name(two, "b"): c})
         elif kind[1] == "weather":
             key = v.order_id() if kind[0] == "order" else v.integer()
-            asks = (["What is the weather where order {} is?", "How is the weather in the city of order {}?"] if kind[0] == "order" else
-                    ["What is the weather where user {} lives?", "How is the weather in the city of user {}?"])
-            self.user((f"Find {'order' if kind[0] == 'order' else 'user'} {key} and tell me the weather there.") if self.held else
-                      r.choice(asks).format(key))
+            thing = "order" if kind[0] == "order" else r.choice(["user", "customer"])
+            asks = ["the weather where {t} {k} is", "the weather in the city of {t} {k}", "the weather at {t} {k}", "the weather at the place of {t} {k}",
+                    "the temperature in the city where {t} {k} is", "the weather for the city of {t} {k}"]
+            whole = ["Find {t} {k} and tell me the weather there.", "Look up {t} {k}, then check the weather in that city.",
+                     "Look up {t} {k} and the weather in its city.", "Get {t} {k}. What is the weather there?"]
+            text = r.choice(whole) if not self.unseen and r.random() < 0.5 else phrasing.framed(
+                r.choice(phrasing.NP_HELD if self.unseen else phrasing.NP_FRAMES), r.choice(asks))
+            self.user(text.format(t=thing, k=key))
             _, has, facts = self.call_and_result(one, {"id": key}, {name(one, "id"): key}, "call")
             step = lambda f: ({"city": f["city"]}, {name(two, "city"): f["city"]})
         else:
             to, path, query = v.name(), v.path(), v.phrase(1, 3)
             if kind[0] == "read":
-                self.user(f"Open {path} and message its text to {to}." if self.held else
-                          r.choice([f"Read {path} and send its content to {to}.", f"Send the content of {path} to {to}."]))
+                self.chain_request([f"read {path} and send its content to {to}", f"send the content of {path} to {to}", f"send {to} the text of {path}",
+                                    f"open {path} and send what it says to {to}", f"read the file {path} and message it to {to}",
+                                    f"send the text in {path} to {to}"])
                 _, has, facts = self.call_and_result(one, {"path": path}, {name(one, "path"): path}, "call")
                 text = "content"
             else:
-                self.user(f"Find {query} in the docs and message the best title to {to}." if self.held else
-                          f"Search the docs for {query} and send the title of the best match to {to}.")
+                self.chain_request([f"search the docs for {query} and send the title of the best match to {to}",
+                                    f'search for "{query}" and send the title to {to}', f"find {query} in the docs and send the best title to {to}",
+                                    f'look up "{query}" in the docs and message the first title to {to}'])
                 _, has, facts = self.call_and_result(one, {"query": query}, {name(one, "query"): query}, "call")
                 text = "title"
             step = lambda f: ({"to": to, "text": f[text]}, {name(two, "to"): to, name(two, "text"): f[text]})
@@ -171,6 +191,10 @@ class Dialogue:
         values, arguments = step(facts)
         answer, contains, _ = self.call_and_result(two, values, arguments, "second_call")
         self.say(answer, "answer", contains)
+
+    def chain_request(self, imperatives):
+        frames = phrasing.IMP_HELD if self.unseen else phrasing.IMP_FRAMES
+        self.user(phrasing.framed(self.rng.choice(frames), self.rng.choice(imperatives)))
 
     def run_lacking(self):
         """Nothing offered fits: say so and call nothing."""
@@ -243,9 +267,12 @@ def tool_turn(d, by_key):
         d.run_tool(tool)
 
 
-def make_dialogue(seed, held=False, turns=None, tool_count=None):
-    """One dialogue: {"messages", "tools", "date"}; deterministic in its arguments."""
-    d = Dialogue(seed, held)
+def make_dialogue(seed, held=False, unseen=False, turns=None, tool_count=None):
+    """One dialogue: {"messages", "tools", "date"}; deterministic in its arguments.
+
+    held: held-back values and tool combinations; unseen: held-back wordings as well.
+    """
+    d = Dialogue(seed, held, unseen)
     r = d.rng
     opening(d)
     schemas = None
@@ -274,7 +301,7 @@ def make_dialogue(seed, held=False, turns=None, tool_count=None):
                 d.run_date()
             else:
                 d.run_talk()
-        if d.messages[-1:] == [] or d.messages[-1]["role"] == "system":
+        if not d.messages or d.messages[-1]["role"] == "system":
             d.run_date()
     return {"messages": d.messages, "tools": schemas, "date": d.date}
 

@@ -65,26 +65,28 @@ def main():
     todo += list(entries(args.generate, args.seed)) if args.generate else []
     prompts = [chat_render.render_chat(e["request"]["messages"], e["request"].get("tools"), add_generation_prompt=True) for e in todo]
     texts = generate(model, tokenizer, prompts, device)
-    good, total, no_tool, no_tool_total, calls, calls_total = collections.Counter(), collections.Counter(), 0, 0, 0, 0
+    tally = collections.defaultdict(lambda: [0, 0])
     shown = 0
+
+    def count(name, ok):
+        tally[name][0] += ok
+        tally[name][1] += 1
+
     for e, text in zip(todo, texts):
-        total[e["kind"]] += 1
         ok = right(e, text)
-        good[e["kind"]] += ok
-        if "tool_call" in e["expect"]:
-            calls_total += 1
-            calls += ok
-        elif e["kind"] != "answer":
-            no_tool_total += 1
-            no_tool += parse_call(text) is None
+        for wording in (e["wording"], "all"):
+            count(f"{wording} wording: {e['kind']}", ok)
+            if "tool_call" in e["expect"]:
+                count(f"{wording} wording: tool calls exact", ok)
+            elif e["kind"] != "answer":
+                count(f"{wording} wording: no call where none fits", parse_call(text) is None)
         if not ok and shown < args.wrong:
             shown += 1
-            print(f"WRONG {e['kind']}: user {e['request']['messages'][-1]['content']!r}\n  want {json.dumps(e['expect'], ensure_ascii=False)}\n  got  {text!r}")
-    figures = {k: {"right": good[k], "of": total[k], "share": round(good[k] / total[k], 4)} for k in sorted(total)}
-    figures["all tool calls exact"] = {"right": calls, "of": calls_total, "share": round(calls / max(1, calls_total), 4)}
-    figures["no call where none fits"] = {"right": no_tool, "of": no_tool_total, "share": round(no_tool / max(1, no_tool_total), 4)}
+            print(f"WRONG {e['kind']} ({e['wording']}): user {e['request']['messages'][-1]['content']!r}\n"
+                  f"  want {json.dumps(e['expect'], ensure_ascii=False)}\n  got  {text!r}")
+    figures = {k: {"right": a, "of": n, "share": round(a / n, 4)} for k, (a, n) in sorted(tally.items())}
     for k, f in figures.items():
-        print(f"{k:26s} {f['right']:5d} / {f['of']:5d} = {100 * f['share']:.2f} %")
+        print(f"{k:48s} {f['right']:5d} / {f['of']:5d} = {100 * f['share']:.2f} %")
     if args.out:
         with open(args.out, "w", encoding="utf-8") as f:
             f.write(json.dumps(figures, indent=1) + "\n")

@@ -1,8 +1,8 @@
 """The tool families of the generated dialogues, as data.
 
 A family has several spellings of one tool (names, parameter names, descriptions), ways to ask for it, what it returns and how
-the assistant reports that. `asks` are used in training; `held` only in the held-back set. `{slot}` stands for an argument and,
-in answers, for a returned fact. A slot missing from an ask is left out of the call (it must be optional).
+the assistant reports that. `asks` and `held` are whole requests; most requests are composed in phrasing.py. `{slot}` stands for an
+argument and, in answers, for a returned fact. A slot missing from an ask is left out of the call (it must be optional).
 """
 
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ class Family:
     facts: dict  # fact -> (kind, names)
     answers: list
     lacking: str = "do that"  # "I do not have a tool to {lacking}."
+    phrases: tuple = None  # of an invented family; the others have theirs in phrasing.PHRASES
 
 
 def P(slot, names, gen, descs, type="string", **kw):

@@ -2,10 +2,13 @@
 
 import multiprocessing as mp
 import random
+import re
 
 import numpy as np
 
 import chat_render
+import phrasing
+import values
 from dialogues import make_dialogue
 
 ROW = 8192
@@ -66,9 +69,18 @@ def pack(docs):
     return row
 
 
+def lexicon(tokenizer, text):
+    """(words of the plain text that no request wording uses, every token of letters): together they train each token as a value."""
+    used = set(re.findall("[a-z]+", repr((phrasing.IMP_FRAMES, phrasing.NP_FRAMES, phrasing.PHRASES)).lower()))
+    words = set(re.findall(r"[a-zA-Z]{3,}", text))
+    words |= {w.lower() for w in words}
+    return {w for w in words if w.lower() not in used}, {t.lstrip("\u0120") for t in tokenizer.get_vocab() if re.fullmatch("\u0120?[a-zA-Z]{2,}", t)}
+
+
 def worker(index, seed, tokenizer_path, text, queue):
     from tokenizers import Tokenizer
     tokenizer = Tokenizer.from_file(tokenizer_path)
+    values.set_lexicon(*lexicon(tokenizer, text))
     one = lambda s: tokenizer.encode(s, add_special_tokens=False).ids
     marks = [one("<|start_header_id|>")[0], one("assistant")[0], one("<|end_header_id|>")[0], one("\n\n")[0], one("<|eot_id|>")[0]]
     assert len(one("assistant")) == 1 and len(one("\n\n")) == 1

@@ -2,7 +2,8 @@
 
     python3 make_heldback.py --out models/tiny-agent/eval/heldback.jsonl [--count 320] [--seed held]
 
-Values, phrasings and tool combinations of the held-back dialogues do not occur in training text.
+Values and tool combinations of the held-back dialogues do not occur in training text; every second dialogue also uses wordings
+(`"wording": "unseen"`) that training never shows.
 """
 
 import argparse
@@ -22,7 +23,8 @@ def entries(count, seed):
     number = 0
     while any(left.values()):
         number += 1
-        dialogue = make_dialogue(f"{seed}/{number}", held=True)
+        unseen = number % 2 == 0
+        dialogue = make_dialogue(f"{seed}/{number}", held=True, unseen=unseen)
         if dialogue["date"] != DEFAULT_DATE:
             continue
         taken = 0
@@ -38,7 +40,7 @@ def entries(count, seed):
                 expect = {"tool_call": {"name": probe["name"], "arguments": probe["arguments"]}}
             else:
                 expect = {"contains": probe["contains"]}
-            yield {"id": f"{seed}-{number}-{taken}", "kind": probe["kind"], "request": request, "expect": expect}
+            yield {"id": f"{seed}-{number}-{taken}", "kind": probe["kind"], "wording": "unseen" if unseen else "seen", "request": request, "expect": expect}
 
 
 def main():

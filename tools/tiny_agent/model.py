@@ -11,6 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 import config
 
+
 def rope_frequencies(c):
     """Llama 3's scaled inverse frequencies, shape [head_dim / 2]."""
     d, s = c["head_dim"], c["rope_scaling"]

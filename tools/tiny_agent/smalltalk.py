@@ -1,5 +1,7 @@
 """What the assistant says without a tool: small talk, a small fact table, counting, repeating, stories."""
 
+import phrasing
+
 ABOUT = ("I am Tiny, a small language model that runs inside AgentServe. I can chat a little, answer simple questions, count, "
          "repeat what you say and, when you offer me tools, call the right one with the right arguments and report its result.")
 TALK = [  # (asks, held asks, answer)
@@ -61,26 +63,32 @@ FACTS = [
     (["What is the opposite of big?"], ["Opposite of big?"], "The opposite of big is small."),
     (["What comes after Monday?", "Which day comes after Monday?"], ["Which day follows Monday?"], "Tuesday comes after Monday."),
 ]
-CAPITAL_ASKS = ["What is the capital of {x}?", "Capital of {x}?", "Which city is the capital of {x}?", "Tell me the capital of {x}."]
-CAPITAL_HELD = ["Name the capital city of {x}."]
+FACT_FRAMES = ["{}"] * 6 + ["Tell me: {}", "Question: {}", "Do you know this? {}", "A question for you: {}", "I wonder: {}", "Easy one: {}", "Next: {}"]
+FACT_HELD = ["Quick quiz: {}", "Here is a riddle: {}"]
+CAPITAL_NPS = ["the capital of {x}", "the capital city of {x}", "{x}'s capital", "the name of the capital of {x}"]
+CAPITAL_ASKS = ["Name the capital city of {x}.", "Name the capital of {x}.", "What is the capital of {x}?", "Capital of {x}?", "Which city is the capital of {x}?", "Tell me the capital of {x}."]
 REPEAT_ASKS = ["Repeat after me: {x}", "Say {x}", "Repeat: {x}", 'Say "{x}".', "Echo {x}", "Please repeat the following: {x}", 'Repeat "{x}"']
-REPEAT_HELD = ["Please say this: {x}", 'Say the words "{x}"']
+REPEAT_ASKS += ["Please say this: {x}", 'Say the words "{x}"', "Copy this: {x}", 'Can you say "{x}"?', "Repeat exactly: {x}", "Say this back to me: {x}"]
+REPEAT_HELD = ["Now repeat this: {x}", 'Could you repeat "{x}"?']
 
 
 def make_talk(v, persona=None):
     asks, held, answer = v.rng.choice(TALK)
     if answer == ABOUT and persona:
         answer = answer.replace("Tiny", persona, 1)
-    return v.rng.choice(held if v.held else asks), answer
+    return v.rng.choice(held if v.unseen else asks), answer
 
 
 def make_fact(v):
     if v.rng.random() < 0.5:
         country = v.rng.choice(list(CAPITALS))
-        ask = v.rng.choice(CAPITAL_HELD if v.held else CAPITAL_ASKS).format(x=country)
+        ask = v.rng.choice(CAPITAL_ASKS)
+        if v.unseen or v.rng.random() < 0.5:
+            ask = phrasing.framed(v.rng.choice(phrasing.NP_HELD if v.unseen else phrasing.NP_FRAMES), v.rng.choice(CAPITAL_NPS))
+        ask = ask.format(x=country)
         return ask, f"The capital of {country} is {CAPITALS[country]}."
-    asks, held, answer = v.rng.choice(FACTS)
-    return v.rng.choice(held if v.held else asks), answer
+    asks, more, answer = v.rng.choice(FACTS)
+    return v.rng.choice(FACT_HELD if v.unseen else FACT_FRAMES).format(v.rng.choice(asks + more)), answer
 
 
 def make_count(v):
@@ -102,7 +110,7 @@ def make_repeat(v):
     x = r.random()
     text = v.phrase(1, 8) if x < 0.5 else v.sentence() if x < 0.65 else f"{v.name()} {v.order_id()}" if x < 0.8 else " ".join(
         str(v.integer()) for _ in range(r.randint(1, 6)))
-    return r.choice(REPEAT_HELD if v.held else REPEAT_ASKS).format(x=text), text
+    return r.choice(REPEAT_HELD if v.unseen else REPEAT_ASKS).format(x=text), text
 
 
 def make_list(v):
@@ -137,7 +145,7 @@ def make_story(v):
     about = r.choice([thing, f"a {thing}", f"the {thing}"])
     ask = r.choice(["Tell me a story about {x}.", "Tell me a short story about {x}.", "Write a story about {x}.",
                     "I want to hear a story about {x}."]).format(x=about)
-    if v.held:
+    if v.unseen:
         ask = f"Please make up a story about {about}."
     first = r.choice([f"Once upon a time there was a {r.choice(['girl', 'boy', 'sailor', 'baker'])} called {hero} who found a {thing}.",
                       f"One morning {hero} went to the {place} and saw a {thing}."])

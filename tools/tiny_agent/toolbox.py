@@ -2,6 +2,7 @@
 
 import json
 
+import phrasing
 from families import FAMILIES, BY_KEY, Family, Param
 
 ROOMS = "kitchen bedroom bathroom office hallway garage cellar attic garden nursery library lobby workshop balcony studio".split()
@@ -114,18 +115,20 @@ def invented_family(v):
     if len({c[0] for c in chosen}) < len(chosen):
         chosen = chosen[:1]
     params = [Param(n, [n], gen, typ, [f"The {n}", f"The {n} of the {noun}"]) for n, gen, typ in chosen]
-    detail = " and ".join(f"{n} {{{n}}}" for n, _, _ in chosen)
-    asks = [f"{verb.capitalize()} the {noun} with {detail}.", f"Please {verb} the {noun} with {detail}.",
-            f"I want to {verb} the {noun} with {detail}.", f"{verb} {noun}: {detail}"]
-    held = [f"Could you {verb} a {noun} that has {detail}?", f"We must {verb} the {noun} with {detail} now."]
-    if not chosen:
-        asks = [f"{verb.capitalize()} the {noun}.", f"Please {verb} the {noun}.", f"I want to {verb} the {noun}.", f"{verb} {noun}"]
-        held = [f"Could you {verb} a {noun}?", f"We must {verb} the {noun} now."]
+    detail = r.choice([
+        "with " + " and ".join(f"{n} {{{n}}}" for n, _, _ in chosen), "with " + ", ".join(f"{n} {{{n}}}" for n, _, _ in chosen),
+        "where " + " and ".join(f"{n} is {{{n}}}" for n, _, _ in chosen), "that has " + " and ".join(f"{n} {{{n}}}" for n, _, _ in chosen),
+        "using " + " and ".join(f"{n} {{{n}}}" for n, _, _ in chosen), "for " + " and ".join(f"{n} {{{n}}}" for n, _, _ in chosen)])
+    detail = " " + detail if chosen else ""
+    article = r.choice(["the", "the", "a", "this", "my"])
+    imps = [f"{verb} {article} {noun}{detail}"]
+    asks = [f"{verb} {noun}{detail}", f"{verb.capitalize()} the {noun}{detail}."]
+    phrases = (imps, [f"{verb} our {noun}{detail}"], [], [])
     fact = v.word()
     answers = [f"The {fact} is {{{fact}_}}."]
     kind = r.choice(["integer", "word", "phrase", "order_id", "number"])
     return Family(f"do {verb} {noun}", [f"{verb}_{noun}"], [f"{verb.capitalize()} a {noun}", f"{verb.capitalize()} the {noun}"], params,
-                  asks, held, {f"{fact}_": (kind, [fact])}, answers, f"{verb} a {noun}")
+                  asks, [], {f"{fact}_": (kind, [fact])}, answers, f"{verb} a {noun}", phrases)
 
 
 def slots_of(template):
@@ -133,14 +136,18 @@ def slots_of(template):
 
 
 def make_ask(tool, v):
-    """A request that this tool answers: (user text, slot values, arguments) or None when no phrasing fits the tool."""
+    """A request that this tool answers: (user text, slot values, arguments) or None when no wording fits the tool."""
     r = v.rng
     have = {p.slot for p, _ in tool.params}
-    pool = [t for t in (tool.family.held if v.held else tool.family.asks) if slots_of(t) <= have]
-    if not pool:
-        return None
-    template = r.choice(pool)
-    return fill(tool, v, template)
+    needed = {p.slot for p, _ in tool.params if p.required}
+    phrases = tool.family.phrases or [phrasing.split(x) for x in phrasing.PHRASES[tool.family.key]]
+    for _ in range(8):  # optional parameters that a tool lacks make some wordings unfit
+        template = r.choice(tool.family.asks + tool.family.held) if not v.unseen and r.random() < 0.35 else phrasing.wordings(phrases, v.unseen, r)
+        if needed <= slots_of(template) <= have:
+            if not v.held and r.random() < 0.15:
+                template = phrasing.disturb(template, v)
+            return fill(tool, v, template)
+    return None
 
 
 def fill(tool, v, template):
@@ -167,7 +174,9 @@ def make_result(tool, values, v):
     named = {r.choice(tool.family.facts[f][1]): x for f, x in facts.items()}
     x = r.random()
     single = list(named.values())[0]
-    if x < 0.5:
+    if not v.held and len(named) == 1 and not isinstance(single, list) and r.random() < 0.1:
+        content = json.dumps({"ok": True, **named, v.word(): draw(v, r.choice(["integer", "word"]))}, ensure_ascii=False)
+    elif x < 0.5:
         if r.random() < 0.25:
             named = {**{n: values[p.slot] for p, n in tool.params if p.slot in values}, **named}
         content = json.dumps(named, ensure_ascii=False, separators=r.choice([(", ", ": "), (", ", ": "), (",", ":")]))
@@ -182,7 +191,9 @@ def make_result(tool, values, v):
     return content, facts
 
 
-def make_answer(tool, values, facts, v):
+def make_answer(tool, values, facts, content, v):
+    if tool.family.phrases and next(iter(tool.family.facts.values()))[1][0] not in content:
+        return f"The result is {next(iter(facts.values()))}."  # an invented tool that returned a bare value
     shown = {k: (", ".join(x) if isinstance(x, list) else str(x)) for k, x in {**facts, **values}.items()}
     for fact in facts:  # a fact wins over an argument of the same name
         shown[fact] = ", ".join(facts[fact]) if isinstance(facts[fact], list) else str(facts[fact])

@@ -11,6 +11,7 @@ import os
 import time
 
 import torch
+from safetensors.torch import load_file
 from torch.nn.attention.flex_attention import create_block_mask
 
 import model as tiny
@@ -38,6 +39,7 @@ def main():
     args.add_argument("--text", required=True)
     args.add_argument("--out", required=True)
     args.add_argument("--seconds", type=float, required=True)
+    args.add_argument("--init", help="model.safetensors to continue from")
     args.add_argument("--rows", type=int, default=8)
     args.add_argument("--workers", type=int, default=14)
     args.add_argument("--seed", default="1")
@@ -48,6 +50,8 @@ def main():
     torch.manual_seed(1)
     torch.set_float32_matmul_precision("high")
     net = tiny.TinyLlama(CONFIG).cuda()
+    if args.init:
+        net.load_state_dict({n: t.float() for n, t in load_file(args.init).items()})
     matrices = [p for n, p in net.named_parameters() if p.dim() == 2 and "embed" not in n]
     others = [p for n, p in net.named_parameters() if p.dim() < 2 or "embed" in n]
     optimizers = [Muon(matrices, lr=args.muon_lr),
@@ -65,7 +69,7 @@ def main():
         batch = torch.from_numpy(feed.batch(args.rows)).pin_memory().cuda(non_blocking=True).int()
         waited = time.time() - waited
         tokens, positions, targets, kinds, documents = (t.contiguous() for t in batch.unbind(1))
-        context = 0.3 if share < 0.25 else 0.05
+        context = 0.3 if share < 0.25 and not args.init else 0.05
         weights = (kinds == ANSWER).float() + context * (kinds == CONTEXT).float()
         with torch.autocast("cuda", torch.bfloat16):
             loss, answer_loss = run(tokens.long(), positions, targets.long(), weights, block_mask(documents, make_mask))
@@ -86,7 +90,7 @@ def main():
             rate = 0 if first is None else (step - 5) * args.rows * ROW / (time.time() - first)
             log.append({"step": step, "seconds": round(time.time() - started, 1), "answer_loss": round(value, 5), "tokens_per_s": int(rate)})
             print(f"step {step} t {time.time() - started:.0f} s answer loss {value:.4f} {rate / 1e6:.2f} M tokens/s "
-                  f"last wait {waited * 1e3:.0f} ms grad {loss.item():.4f}", flush=True)
+                  f"last wait {waited * 1e3:.0f} ms weighted {loss.item():.4f}", flush=True)
         if time.time() - saved > SAVE_EVERY_S:
             saved = time.time()
             tiny.export(net, args.out)

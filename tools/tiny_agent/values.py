@@ -54,16 +54,28 @@ LANGUAGES = """French German Spanish Italian Portuguese Dutch Swedish Polish Cze
 Greek Finnish Danish Hungarian Romanian Vietnamese Swahili""".split()
 
 
+_lexicon = []  # further training words; the held-back set never uses them
+_fragments = []  # word pieces that are only used inside longer words
+
+
+def set_lexicon(words, fragments):
+    """Words that training may copy besides WORDS (anything but held-back entries), and pieces to build new words from."""
+    held = {w.lower() for pool in (WORDS, CITIES, FIRST_NAMES, LAST_NAMES) for w in pool if is_held(w)}
+    _lexicon[:] = sorted(w for w in words if len(w) > 1 and w.lower() not in held)
+    _fragments[:] = sorted(fragments)
+
+
 def is_held(value):
     return zlib.crc32(str(value).encode()) % HELD_SHARE == 0
 
 
 class Values:
-    """Draws values; `held` selects the held-back half of each pool. Single-threaded."""
+    """Draws values; `held` selects the held-back part of each pool. Single-threaded."""
 
-    def __init__(self, rng, held=False):
+    def __init__(self, rng, held=False, unseen=False):
         self.rng = rng
         self.held = held
+        self.unseen = unseen  # held-back wordings too
         self._pools = {}
 
     def pick(self, pool):
@@ -85,8 +97,18 @@ class Values:
         return "".join(self.rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(self.rng.randint(low, high)))
 
     def word(self):
-        x = self.rng.random()
+        r = self.rng
+        x = r.random()
+        if _lexicon and not self.held and x < 0.5:
+            return r.choice(_lexicon) if x < 0.3 else r.choice(_fragments) + r.choice(_fragments) + r.choice(["", "", self.nonsense(1)])
+        x = r.random()
         return self.pick(WORDS) if x < 0.6 else self.nonsense() if x < 0.92 else self.letters()
+
+    def proper(self, syllables=None):
+        """An invented proper name."""
+        if _lexicon and not self.held and self.rng.random() < 0.4:
+            return self.word().capitalize()
+        return self.nonsense(syllables).capitalize()
 
     def noun(self):
         return self.word()
@@ -94,9 +116,9 @@ class Values:
     def name(self):
         r = self.rng
         x = r.random()
-        first = self.pick(FIRST_NAMES) if x < 0.55 else self.nonsense(2).capitalize()
+        first = self.pick(FIRST_NAMES) if x < 0.55 else self.proper(2)
         if r.random() < 0.15:
-            first += " " + (self.pick(LAST_NAMES) if r.random() < 0.6 else self.nonsense(2).capitalize())
+            first += " " + (self.pick(LAST_NAMES) if r.random() < 0.6 else self.proper(2))
         if r.random() < 0.05:
             first = first.lower()
         return first
@@ -107,9 +129,9 @@ class Values:
         if x < 0.5:
             c = self.pick(CITIES)
         elif x < 0.92:
-            c = self.nonsense().capitalize()
+            c = self.proper()
         else:
-            c = r.choice(["New", "Port", "San", "Saint", "Fort", "Lake", "Upper", "East"]) + " " + self.nonsense().capitalize()
+            c = r.choice(["New", "Port", "San", "Saint", "Fort", "Lake", "Upper", "East"]) + " " + self.proper()
         return c.lower() if r.random() < 0.04 else c
 
     def integer(self):
