@@ -21,7 +21,7 @@ constexpr CommandEntry kCommands[] = {
     {"chat", "talk to a running cluster", RunChat},
     {"top", "watch a running cluster", RunTop},
     {"bench", "measure: `bench serve` a running server, `bench step` the model alone", RunBench},
-#ifdef AGENTSERVE_HAS_GENERATE
+#ifdef AGENTSERVE_HAS_OFFLINE
     {"generate", "generate text in this process, without services", RunGenerate},
 #endif
 #ifdef AGENTSERVE_HAS_DEMO

@@ -210,14 +210,14 @@ int RunBenchServe(int argc, const char* const* argv) {
 int RunBench(int argc, const char* const* argv) {
   const std::string word = argc > 1 ? argv[1] : "";
   if (word == "serve") return RunBenchServe(argc - 1, argv + 1);
-#ifdef AGENTSERVE_HAS_STEP_BENCH
+#ifdef AGENTSERVE_HAS_OFFLINE
   if (word == "step") return RunBenchStep(argc - 1, argv + 1);
 #endif
   const bool help = word == "--help" || word == "-h" || word == "help";
   std::fprintf(help ? stdout : stderr,
                "agentserve bench: measures.\n\nUsage: agentserve bench KIND [flags]\n\nKinds:\n"
                "  serve   load a running server over HTTP and report latencies and rates\n%s",
-#ifdef AGENTSERVE_HAS_STEP_BENCH
+#ifdef AGENTSERVE_HAS_OFFLINE
                "  step    run the model in this process and report bandwidth and token rates\n"
 #else
                ""
