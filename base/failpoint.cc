@@ -80,7 +80,9 @@ bool FailpointFires(std::string_view name) {
   Armed& armed = it->second;
   ++armed.visits;
   const bool fires = armed.at == 0 || armed.visits == armed.at;
-  if (fires) AS_LOG(kWarn, "failpoint.fires") << Field("name", name) << Field("visit", armed.visits);
+  if (fires) {
+    AS_LOG(kWarn, "failpoint.fires") << Field("name", name) << Field("visit", armed.visits);
+  }
   return fires;
 }
 

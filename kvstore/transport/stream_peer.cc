@@ -1,6 +1,7 @@
 // Reads a peer's pool through KvTransferService.
 #include <grpcpp/grpcpp.h>
 
+#include <climits>
 #include <condition_variable>
 #include <cstring>
 #include <map>
@@ -106,6 +107,7 @@ class StreamPeer final : public PeerPool {
     args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
     args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);
     args.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    args.SetInt(GRPC_ARG_CLIENT_IDLE_TIMEOUT_MS, INT_MAX);
     args.SetMaxReceiveMessageSize(4 << 20);
     // A connection of its own: bulk bytes must not queue before the commands of another link.
     args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
@@ -123,8 +125,8 @@ class StreamPeer final : public PeerPool {
 
   bool PeerAlive() override {
     if (gone_.load(std::memory_order_relaxed)) return false;
-    const grpc_connectivity_state state = channel_->GetState(false);
-    return state != GRPC_CHANNEL_TRANSIENT_FAILURE && state != GRPC_CHANNEL_SHUTDOWN;
+    // The channel never idles by itself, so anything else than READY is a lost connection.
+    return channel_->GetState(false) == GRPC_CHANNEL_READY;
   }
 
   absl::StatusOr<engine::PrefillProgress> LoadProgress(uint32_t slot, uint64_t tag) override {
@@ -190,20 +192,24 @@ class StreamPeer final : public PeerPool {
     const auto blocks = static_cast<size_t>(request->blocks_size());
     absl::Status bad;
     while (reader->Read(&chunk)) {
-      const std::string& data = chunk.data();
-      if (block >= blocks || chunk.block() != block || chunk.offset() != offset || data.empty() ||
-          data.size() > range_bytes - offset) {
+      std::string_view data = chunk.data();
+      const size_t left = block < blocks ? (blocks - block) * range_bytes - offset : 0;
+      if (chunk.block() != block || chunk.offset() != offset || data.empty() || data.size() > left) {
         bad = absl::DataLossError(base::StrCat("KV stream from ", peer_.worker_id, ": ", data.size(),
                                                " bytes for block ", chunk.block(), " at ", chunk.offset(),
-                                               ", expected block ", block, " at ", offset, " of ", range_bytes));
+                                               ", expected block ", block, " of ", blocks, " at ", offset));
         context.TryCancel();
         break;
       }
-      std::memcpy(into(block) + offset, data.data(), data.size());
-      offset += data.size();
-      if (offset == range_bytes) {
-        offset = 0;
-        ++block;
+      while (!data.empty()) {  // a message may continue in the next blocks
+        const size_t n = std::min(data.size(), range_bytes - offset);
+        std::memcpy(into(block) + offset, data.data(), n);
+        data.remove_prefix(n);
+        offset += n;
+        if (offset == range_bytes) {
+          offset = 0;
+          ++block;
+        }
       }
     }
     const grpc::Status status = reader->Finish();

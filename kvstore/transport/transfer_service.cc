@@ -83,25 +83,29 @@ class TransferService::ReadReactor final : public grpc::ServerWriteReactor<v1::R
     return false;
   }
 
+  // Fills one message with as many pieces, of this block and the next ones, as fit, and sends it.
   void Next() {
     if (block_ == request_->blocks_size()) {
       Finish(grpc::Status::OK);
       return;
     }
-    const auto& ref = request_->blocks(block_);
-    if (!Fresh(pool_.Meta(engine::BlockId(ref.index())), ref)) return;
-    const size_t n = std::min(kMaxChunkBytes, range_bytes_ - offset_);
-    std::string* data = response_.mutable_data();
-    data->assign(reinterpret_cast<const char*>(pool_.view().Block(ref.index()) + range_begin_ + offset_), n);
-    if (!Fresh(pool_.control().LoadMetaAfterCopy(ref.index()), ref)) return;
     response_.set_block(static_cast<uint32_t>(block_));
     response_.set_offset(static_cast<uint32_t>(offset_));
-    offset_ += n;
-    if (offset_ == range_bytes_) {
-      offset_ = 0;
-      ++block_;
+    std::string* data = response_.mutable_data();
+    data->clear();
+    while (block_ < request_->blocks_size() && data->size() < kMaxChunkBytes) {
+      const auto& ref = request_->blocks(block_);
+      if (!Fresh(pool_.Meta(engine::BlockId(ref.index())), ref)) return;
+      const size_t n = std::min(kMaxChunkBytes - data->size(), range_bytes_ - offset_);
+      data->append(reinterpret_cast<const char*>(pool_.view().Block(ref.index()) + range_begin_ + offset_), n);
+      if (!Fresh(pool_.control().LoadMetaAfterCopy(ref.index()), ref)) return;
+      offset_ += n;
+      if (offset_ == range_bytes_) {
+        offset_ = 0;
+        ++block_;
+      }
     }
-    service_->bytes_sent_.fetch_add(n, std::memory_order_relaxed);
+    service_->bytes_sent_.fetch_add(data->size(), std::memory_order_relaxed);
     StartWrite(&response_);
   }
 

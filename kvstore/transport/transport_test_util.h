@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "base/rng.h"
 #include "base/strings.h"
+#include "kvstore/transport/digest.h"
 #include "kvstore/transport/kv_pool.h"
 #include "kvstore/transport/peer_pool.h"
 #include "kvstore/transport/pool_exporter.h"
