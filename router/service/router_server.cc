@@ -72,7 +72,8 @@ void RouterServer::Shutdown(int64_t drain_ms) {
   draining_ = true;
   SetHealth(false);
   shell_->Shutdown(drain_ms);
-  server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
+  // All requests have ended; their statuses need a moment to leave, idle connections need none.
+  server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(300));
   server_->Wait();
   pool_->Stop();
 }

@@ -118,6 +118,7 @@ class Shell {
   bool was_ready_ = false;
   bool closing_ = false;  // links are not opened any more
   TimeNs next_housekeeping_ = 0;
+  TimeNs last_refusal_log_ = 0;
   TimeNs rates_since_ = 0;
   double tokens_before_ = 0, tokens_per_s_ = 0;
 

@@ -50,7 +50,11 @@ grpc::Status Shell::Register(const v1::RegisterRequest& req, v1::RegisterRespons
   const size_t before = table.all().size();
   absl::StatusOr<WorkerId> id = core_->RegisterWorker(info, now());
   if (!id.ok()) {
-    AS_LOG(kWarn, "worker.refused") << Field("worker", info.name) << Field("reason", base::MessageOf(id.status()));
+    // A refused worker asks again with each heartbeat: one line a second is enough.
+    if (now_ - last_refusal_log_ >= base::kNsPerSecond) {
+      last_refusal_log_ = now_;
+      AS_LOG(kWarn, "worker.refused") << Field("worker", info.name) << Field("reason", base::MessageOf(id.status()));
+    }
     return WorkerStatus(id.status());
   }
   if (endpoints_.count(*id) == 0) {
