@@ -50,10 +50,10 @@ void Dump(const JsonValue& v, int indent, int level, std::string* out) {
     if (i > 0) out->append(indent < 0 ? ", " : ",");
     if (indent >= 0) NewLine(indent, level + 1, out);
     if (!array) {
-      AppendJsonString(v.members[i].first, out);
+      AppendJsonString(v.members[i].key, out);
       out->append(": ");
     }
-    Dump(array ? v.items[i] : v.members[i].second, indent, level + 1, out);
+    Dump(array ? v.items[i] : v.members[i].value, indent, level + 1, out);
   }
   if (n > 0 && indent >= 0) NewLine(indent, level, out);
   out->push_back(array ? ']' : '}');
@@ -283,9 +283,9 @@ bool JsonBuilder::Add(JsonValue value) {
   }
   const auto [it, is_new] = top.at.emplace(top.key, top.value.members.size());
   if (is_new) {
-    top.value.members.emplace_back(top.key, std::move(value));
+    top.value.members.push_back({top.key, std::move(value)});
   } else {
-    top.value.members[it->second].second = std::move(value);
+    top.value.members[it->second].value = std::move(value);
   }
   return true;
 }

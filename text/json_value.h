@@ -4,12 +4,13 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
 
 namespace agentserve::text {
+
+struct JsonMember;
 
 struct JsonValue {
   enum class Kind { kNull, kBool, kInt, kFloat, kString, kArray, kObject };
@@ -18,7 +19,7 @@ struct JsonValue {
   double number = 0;   // kInt and kFloat
   std::string string;  // kString: the value; kInt: its digits as Python prints them
   std::vector<JsonValue> items;
-  std::vector<std::pair<std::string, JsonValue>> members;  // in order; of equal keys the last value at the first place
+  std::vector<JsonMember> members;  // in order; of equal keys the last value at the first place
 
   bool is_null() const { return kind == Kind::kNull; }
   bool is_string() const { return kind == Kind::kString; }
@@ -29,6 +30,11 @@ struct JsonValue {
   // kInt within [0, max]: true and the value.
   bool GetUint(uint64_t max, uint64_t* value) const;
   const char* KindName() const;  // "an object", "a string" ..
+};
+
+struct JsonMember {
+  std::string key;
+  JsonValue value;
 };
 
 // Deeper nesting is refused: printing and destroying recurse.

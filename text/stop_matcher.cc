@@ -64,15 +64,15 @@ StopMatcher::Result StopMatcher::Feed(std::string_view text) {
     return result;
   }
   held_.append(text);  // held_ now is the text from the start of the possible match on
-  for (const char c : text) {
-    const size_t consumed = static_cast<size_t>(&c - text.data()) + 1;
-    state_ = nodes_[static_cast<size_t>(state_)].next[static_cast<uint8_t>(c)];
+  const size_t before = held_.size() - text.size();
+  for (size_t i = 0; i < text.size(); ++i) {
+    state_ = nodes_[static_cast<size_t>(state_)].next[static_cast<uint8_t>(text[i])];
     const int32_t match = nodes_[static_cast<size_t>(state_)].match;
     if (match < 0) continue;
     stopped_ = true;
     result.stopped = true;
     result.match = stops_[static_cast<size_t>(match)];
-    const size_t end = held_.size() - text.size() + consumed;
+    const size_t end = before + i + 1;
     result.text = held_.substr(0, include_ ? end : end - result.match.size());
     held_.clear();
     return result;

@@ -326,7 +326,9 @@ absl::Status ReadPreTokenizer(const JsonValue& root, const std::string& origin, 
 
 absl::Status CheckPipeline(const JsonValue& root, const std::string& origin) {
   const JsonValue* normalizer = root.Find("normalizer");
-  AS_ASSIGN_OR_RETURN(const std::string type, TypeOf(normalizer, origin + ": normalizer"));
+  const absl::StatusOr<std::string> type_or = TypeOf(normalizer, origin + ": normalizer");
+  AS_RETURN_IF_ERROR(type_or.status());
+  const std::string_view type = *type_or;
   const JsonValue* parts = type == "Sequence" ? normalizer->Find("normalizers") : nullptr;
   if (!type.empty() && (parts == nullptr || !parts->items.empty())) {
     return Unsupported(StrCat(origin, ": normalizer: ", QuoteForError(type), " is not supported; must be null"));
