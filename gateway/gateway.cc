@@ -74,7 +74,8 @@ void Gateway::Start() { model_->Start(); }
 void Gateway::BeginDrain() { draining_ = true; }
 
 void Gateway::Stop() {
-  if (!router_.WaitIdle(5'000)) AS_LOG(kWarn, "gateway.calls_open_at_exit");
+  if (router_.WaitIdle(5'000)) return;
+  AS_LOG(kWarn, "gateway.calls_open_at_exit");
 }
 
 HeaderList Gateway::BaseHeaders(const std::string& request_id) const {

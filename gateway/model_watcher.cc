@@ -73,8 +73,11 @@ void ModelWatcher::OnAnswer(const grpc::Status& status, const pb::GetModelRespon
     problem = state_.problem;
   }
   metrics_->router_ready.Set(ready ? 1 : 0);
-  if (changed && ready) AS_LOG(kInfo, "router.ready") << Field("model", response.model_id());
-  if (changed && !ready) AS_LOG(kWarn, "router.not_ready") << Field("problem", problem);
+  if (changed && ready) {
+    AS_LOG(kInfo, "router.ready") << Field("model", response.model_id());
+  } else if (changed) {
+    AS_LOG(kWarn, "router.not_ready") << Field("problem", problem);
+  }
   if (stopped_) return;
   timer_.expires_after(ready ? kWhileReady : kWhileNotReady);
   timer_.async_wait([self = shared_from_this()](boost::system::error_code ec) {

@@ -1,7 +1,5 @@
 #include "gateway/http/target.h"
 
-#include <algorithm>
-
 namespace agentserve::gateway {
 namespace {
 
@@ -36,19 +34,6 @@ void SplitTarget(std::string_view target, std::string* path, std::string* query)
     *path += target[i];
   }
   while (path->size() > 1 && path->back() == '/') path->pop_back();
-}
-
-bool QueryFlag(std::string_view query, std::string_view key) {
-  while (!query.empty()) {
-    const size_t amp = std::min(query.find('&'), query.size());
-    const std::string_view item = query.substr(0, amp);
-    if (item.starts_with(key)) {
-      const std::string_view rest = item.substr(key.size());
-      if (rest.empty() || rest == "=1" || rest == "=true") return true;
-    }
-    query.remove_prefix(std::min(amp + 1, query.size()));
-  }
-  return false;
 }
 
 }  // namespace agentserve::gateway

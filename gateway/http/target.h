@@ -8,7 +8,5 @@ namespace agentserve::gateway {
 
 // `target` in origin or absolute form -> decoded path and raw query. Bad percent escapes stay as they are.
 void SplitTarget(std::string_view target, std::string* path, std::string* query);
-// True if `query` holds `key` or `key=true|1`.
-bool QueryFlag(std::string_view query, std::string_view key);
 
 }  // namespace agentserve::gateway
