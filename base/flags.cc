@@ -8,10 +8,10 @@
 #include <type_traits>
 
 #include "absl/strings/numbers.h"
-#include "base/strings.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/status_macros.h"
+#include "base/strings.h"
 #include "base/version.h"
 
 namespace agentserve::base {
@@ -113,8 +113,7 @@ std::string FlagSet::EnvName(std::string_view flag) const {
 absl::Status FlagSet::SetFlag(const Flag& flag, const std::string& value, std::string_view origin) {
   absl::Status s = flag.set(value);
   if (s.ok()) return s;
-  return absl::InvalidArgumentError(
-      StrCat(origin, ": bad value '", value.substr(0, 200), "': ", MessageOf(s)));
+  return absl::InvalidArgumentError(StrCat(origin, ": bad value '", value.substr(0, 200), "': ", MessageOf(s)));
 }
 
 absl::Status FlagSet::ParseOne(const std::vector<std::string>& args, size_t* i) {
@@ -150,8 +149,8 @@ absl::Status FlagSet::ParseOne(const std::vector<std::string>& args, size_t* i) 
     for (const Flag& f : flags_) names.push_back(f.name);
     const std::string near = Nearest(name, names);
     return absl::InvalidArgumentError(StrCat("unknown flag --", name,
-                                                   near.empty() ? "" : StrCat("; did you mean --", near, "?"),
-                                                   " See ", program_, " --help"));
+                                             near.empty() ? "" : StrCat("; did you mean --", near, "?"), " See ",
+                                             program_, " --help"));
   }
   if (eq != arg.npos) return SetFlag(*flag, arg.substr(eq + 1), StrCat("--", name));
   if (flag->is_bool) return SetFlag(*flag, "true", arg);
@@ -187,7 +186,7 @@ std::optional<int> FlagSet::ParseOrExit(int argc, const char* const* argv) {
 
 std::string FlagSet::Help() const {
   std::string out = StrCat(program_, ": ", summary_, "\n\nUsage: ", program_, " [flags]",
-                                 positional_label_.empty() ? "" : " " + positional_label_, "\n");
+                           positional_label_.empty() ? "" : " " + positional_label_, "\n");
   std::vector<std::string> groups;
   for (const Flag& f : flags_) {
     if (std::find(groups.begin(), groups.end(), f.group) == groups.end()) groups.push_back(f.group);
@@ -198,8 +197,8 @@ std::string FlagSet::Help() const {
       if (f.group != group) continue;
       std::string left = StrCat("  --", f.name, f.is_bool ? "" : " VALUE");
       left.resize(std::max<size_t>(left.size() + 1, 30), ' ');
-      StrAppend(&out, left, f.help, " [", f.default_text.empty() ? "none" : f.default_text, "] (",
-                      EnvName(f.name), ")\n");
+      StrAppend(&out, left, f.help, " [", f.default_text.empty() ? "none" : f.default_text, "] (", EnvName(f.name),
+                ")\n");
     }
   }
   out += "\n  --help, --version\n";
@@ -210,7 +209,7 @@ std::string FlagSet::MarkdownTable() const {
   std::string out = "| flag | env | default | meaning |\n|---|---|---|---|\n";
   for (const Flag& f : flags_) {
     StrAppend(&out, "| `--", f.name, "` | `", EnvName(f.name), "` | ",
-                    f.default_text.empty() ? "" : StrCat("`", f.default_text, "`"), " | ", f.help, " |\n");
+              f.default_text.empty() ? "" : StrCat("`", f.default_text, "`"), " | ", f.help, " |\n");
   }
   return out;
 }

@@ -54,7 +54,7 @@ class LogLine {
 
 }  // namespace agentserve::base
 
-#define AS_LOG(level, event)                                                    \
-  if (!::agentserve::base::LogEnabled(::agentserve::base::LogLevel::level)) {   \
-  } else                                                                        \
+#define AS_LOG(level, event)                                                  \
+  if (!::agentserve::base::LogEnabled(::agentserve::base::LogLevel::level)) { \
+  } else                                                                      \
     ::agentserve::base::LogLine(::agentserve::base::LogLevel::level, event)

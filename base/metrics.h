@@ -1,5 +1,6 @@
-// Prometheus metrics of one process. Families are created once at start; labels are few and fixed. Naming: agentserve_*,
-// snake case, units last, `_total` on counters, no colons. prometheus-cpp's Observe takes a mutex: aggregate per step.
+// Prometheus metrics of one process. Families are created once at start; labels are few and fixed. Naming:
+// agentserve_*, snake case, units last, `_total` on counters, no colons. prometheus-cpp's Observe takes a mutex:
+// aggregate per step.
 #pragma once
 
 #include <prometheus/counter.h>
@@ -23,6 +24,9 @@ using Labels = std::map<std::string, std::string>;
 class Metrics {
  public:
   explicit Metrics(Labels constant_labels);
+  // Returns at once. The listener, whose threads take up to 2 s to stop, lives on until the process exits; it then
+  // serves an empty page.
+  ~Metrics();
 
   // Get-or-create. References stay valid for the life of this object.
   prometheus::Counter& Counter(const std::string& name, const std::string& help, const Labels& labels = {});
@@ -43,9 +47,9 @@ class Metrics {
 };
 
 // Bucket bounds in seconds.
-std::vector<double> TtftBuckets();  // 1 ms .. 160 s
-std::vector<double> ItlBuckets();   // 0.5 ms .. 8 s
-std::vector<double> E2eBuckets();   // 10 ms .. 1200 s
+std::vector<double> TtftBuckets();        // 1 ms .. 160 s
+std::vector<double> ItlBuckets();         // 0.5 ms .. 8 s
+std::vector<double> E2eBuckets();         // 10 ms .. 1200 s
 std::vector<double> TokenCountBuckets();  // 1-2-5 series to 131072
 
 }  // namespace agentserve::base

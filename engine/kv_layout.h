@@ -32,7 +32,9 @@ struct KvLayout {
   size_t Offset(uint32_t layer, uint32_t kv, uint32_t head) const {
     return layer * LayerBytes() + (size_t{kv} * num_kv_heads + head) * HeadBytes();
   }
-  uint32_t BlocksFor(uint64_t tokens) const { return static_cast<uint32_t>((tokens + block_tokens - 1) / block_tokens); }
+  uint32_t BlocksFor(uint64_t tokens) const {
+    return static_cast<uint32_t>((tokens + block_tokens - 1) / block_tokens);
+  }
 
   // Over all fields and the format version; equal fingerprints <=> blocks may be exchanged.
   uint64_t Fingerprint() const;

@@ -1,0 +1,107 @@
+// Owner side of a KV pool: memory for blocks in one memfd, plus the control page that lets peers read it safely
+// (docs/kv_block_format.md).
+//
+// The pool publishes state; it does not decide it. Which block is free, when an epoch is bumped and what is evicted is
+// the business of the engine's block pool, which calls the setters below at each transition.
+//
+// Threads: setters of one block, and of one progress slot, from one thread at a time; different blocks and slots in
+// parallel. Acquire/release of slots is internally locked. Loads from anywhere.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/unix_fd.h"
+#include "engine/ids.h"
+#include "engine/kv_layout.h"
+#include "kvstore/transport/control_page.h"
+
+namespace agentserve::kvstore {
+
+struct KvPoolOptions {
+  engine::KvLayout layout;
+  uint32_t num_blocks = 0;
+  // One per prompt whose KV is offered at the same time: 1024 slots cost 64 KiB.
+  uint32_t num_progress_slots = 1024;
+  uint64_t incarnation = 0;  // never 0
+  std::string worker_id;     // 1..63 bytes
+  // Aligns blocks to 2 MiB and asks for transparent huge pages; no error if the kernel has none.
+  bool huge_pages = false;
+};
+
+// A progress slot in use. `tag` is what KvHandle.progress_tag carries.
+struct ProgressRef {
+  uint32_t slot = 0;
+  uint64_t tag = 0;
+};
+
+class KvPool {
+ public:
+  // INVALID_ARGUMENT: bad options. RESOURCE_EXHAUSTED: no memory for so many blocks.
+  static absl::StatusOr<std::unique_ptr<KvPool>> Create(const KvPoolOptions& options);
+  ~KvPool();
+  KvPool(const KvPool&) = delete;
+  KvPool& operator=(const KvPool&) = delete;
+
+  // Memory as kernels see it. Valid for the life of the pool.
+  engine::KvPoolView view() const;
+  const KvPoolOptions& options() const { return options_; }
+  const engine::KvLayout& layout() const { return options_.layout; }
+  uint64_t file_bytes() const { return geometry_.file_bytes; }
+
+  // FREE -> WRITING with a new epoch. Call before the first byte of the new content is written.
+  void SetBlockEpoch(engine::BlockId block, engine::Epoch epoch);
+  // WRITING -> SEALED: `tokens` rows are final. `digest` from Digest(); 0 = computed here.
+  void SealBlock(engine::BlockId block, uint32_t tokens, uint64_t digest = 0);
+  // SEALED -> WRITING of the same content (rows are appended to a partial block); the epoch stays.
+  void ReopenBlock(engine::BlockId block);
+  // Any -> FREE. The epoch stays until the next SetBlockEpoch.
+  void FreeBlock(engine::BlockId block);
+  // Digest of the block's first `tokens` rows as they are now.
+  uint64_t Digest(engine::BlockId block, uint32_t tokens) const;
+  BlockMeta Meta(engine::BlockId block) const;
+
+  // Progress slots. RESOURCE_EXHAUSTED when all are in use.
+  absl::StatusOr<ProgressRef> AcquireProgress();
+  // Publishes that the KV described by `progress` is written; wakes readers. Cheap (a store and a futex call).
+  void StoreProgress(const ProgressRef& ref, engine::PrefillProgress progress);
+  // Readers of the slot see it as gone. Unknown or already released: ignored.
+  void ReleaseProgress(const ProgressRef& ref);
+  uint32_t progress_slots_in_use() const;
+
+  const ControlPage& control() const { return page_; }
+  // A descriptor of the pool's file that can only be read and only be mapped read-only.
+  absl::StatusOr<base::UniqueFd> OpenReadOnly() const;
+
+  // For the stream path, in this process: a count of all progress changes, a wait until it differs from `seen` (may
+  // return early), and a wake-up of all who wait.
+  uint32_t progress_epoch() const { return progress_epoch_.load(std::memory_order_seq_cst); }
+  void WaitAnyProgress(uint32_t seen, int64_t timeout_us);
+  void WakeProgressWaiters();
+
+ private:
+  explicit KvPool(const KvPoolOptions& options) : options_(options) {}
+  absl::Status Map();
+  void WriteHeader();
+  void Wake(ProgressSlot& slot);
+
+  const KvPoolOptions options_;
+  PoolGeometry geometry_;
+  base::UniqueFd fd_;
+  std::byte* base_ = nullptr;
+  ControlPage page_;
+  std::atomic<uint32_t> progress_epoch_{0};
+  std::atomic<uint32_t> progress_waiters_{0};
+
+  mutable std::mutex mu_;  // guards below
+  std::vector<uint32_t> free_slots_;
+  uint64_t next_tag_ = 1;
+};
+
+}  // namespace agentserve::kvstore

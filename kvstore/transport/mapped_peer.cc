@@ -1,0 +1,218 @@
+// Reads a peer's pool through a read-only mapping.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "base/status_macros.h"
+#include "base/strings.h"
+#include "base/unix_fd.h"
+#include "kvstore/transport/control_page.h"
+#include "kvstore/transport/handshake.h"
+#include "kvstore/transport/peer_pool_impl.h"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
+
+namespace agentserve::kvstore {
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+
+// Longest sleep between checks that the owner still lives.
+constexpr int64_t kLivenessCheckUs = 20'000;
+
+absl::Status Differs(const PeerEndpoint& peer, std::string_view what, uint64_t got, uint64_t expected) {
+  return absl::FailedPreconditionError(base::StrCat("KV pool of ", peer.worker_id, " at ", peer.unix_socket, ": ", what,
+                                                    " is ", got, ", expected ", expected));
+}
+
+class MappedPeer final : public PeerPool {
+ public:
+  MappedPeer(const PeerEndpoint& peer, const PeerOptions& options) : PeerPool(peer, options) {}
+  ~MappedPeer() override {
+    if (base_ != nullptr) munmap(base_, file_bytes_);
+  }
+
+  absl::Status Open() {
+    if (peer_.unix_socket.empty()) {
+      return absl::InvalidArgumentError(base::StrCat("KV pool of ", peer_.worker_id, " offers no unix socket"));
+    }
+    AS_ASSIGN_OR_RETURN(socket_, base::ConnectUnix(peer_.unix_socket, options_.connect_timeout_ms));
+    AS_ASSIGN_OR_RETURN(auto received, base::ReceiveFd(socket_.get(), options_.connect_timeout_ms));
+    const base::UniqueFd fd = std::move(received.first);
+    AS_ASSIGN_OR_RETURN(const PoolHello hello, DecodeHello(received.second));
+    AS_RETURN_IF_ERROR(CheckHello(hello));
+    AS_RETURN_IF_ERROR(Map(fd.get(), hello.file_bytes));
+    AS_RETURN_IF_ERROR(CheckHeader());
+    return Probe();
+  }
+
+  std::string_view transport() const override { return "mapped"; }
+
+  bool PeerAlive() override {
+    if (gone_.load(std::memory_order_relaxed)) return false;
+    char byte = 0;
+    const ssize_t n = recv(socket_.get(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) gone_.store(true, std::memory_order_relaxed);
+    return !gone_.load(std::memory_order_relaxed);
+  }
+
+  absl::StatusOr<engine::PrefillProgress> LoadProgress(uint32_t slot, uint64_t tag) override {
+    if (slot >= page_.header().num_progress_slots || tag == 0) {
+      return absl::InvalidArgumentError(base::StrCat("progress slot ", slot, " with tag ", tag, "; slots are below ",
+                                                     page_.header().num_progress_slots, " and tags are not 0"));
+    }
+    const auto progress = page_.LoadProgress(slot, tag);
+    if (progress) return *progress;
+    return absl::NotFoundError(base::StrCat("progress slot ", slot, " of ", peer_.worker_id, " was released"));
+  }
+
+  absl::StatusOr<engine::PrefillProgress> WaitProgress(uint32_t slot, uint64_t tag, engine::PrefillProgress last,
+                                                       std::chrono::microseconds timeout) override {
+    const auto deadline = SteadyClock::now() + timeout;
+    for (;;) {
+      // The wake word is loaded before the progress: a change in between makes the wait return at once.
+      const uint32_t wake =
+          slot < page_.header().num_progress_slots ? page_.slot(slot).wake.load(std::memory_order_acquire) : 0;
+      AS_ASSIGN_OR_RETURN(const engine::PrefillProgress now, LoadProgress(slot, tag));
+      if (now != last) return now;
+      if (!PeerAlive()) return absl::UnavailableError(base::StrCat("worker ", peer_.worker_id, " is gone"));
+      const auto left = std::chrono::duration_cast<std::chrono::microseconds>(deadline - SteadyClock::now()).count();
+      if (left <= 0) return absl::DeadlineExceededError("no progress");
+      FutexWait(page_.slot(slot).wake, wake, std::min<int64_t>(left, kLivenessCheckUs));
+    }
+  }
+
+  void EndProgress(uint32_t, uint64_t) override {}
+
+ protected:
+  absl::Status DoRead(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count,
+                      const engine::KvPoolView& dst, std::span<const engine::BlockId> dst_blocks) override {
+    const engine::KvLayout& l = options_.layout;
+    const size_t offset = first_layer * l.LayerBytes();
+    const size_t bytes = count * l.LayerBytes();
+    const bool whole = bytes == l.BlockBytes();
+    for (size_t i = 0; i < refs.size();) {
+      // Whole blocks that follow each other on both sides are one copy.
+      size_t run = 1;
+      while (whole && i + run < refs.size() && refs[i + run].index == refs[i].index + run &&
+             dst_blocks[i + run].value == dst_blocks[i].value + run) {
+        ++run;
+      }
+      std::memcpy(dst.Block(dst_blocks[i].value) + offset, Block(refs[i].index) + offset, run * bytes);
+      i += run;
+    }
+    return absl::OkStatus();
+  }
+
+  ReadOutcome CheckEpoch(const BlockRef& ref, std::string* detail) override {
+    const BlockMeta meta = page_.LoadMetaAfterCopy(ref.index);
+    if (meta.epoch == ref.epoch && meta.state != BlockState::kFree) return ReadOutcome::kOk;
+    *detail = base::StrCat("block ", ref.index, " of ", peer_.worker_id, ": epoch is ", meta.epoch, " (state ",
+                           static_cast<int>(meta.state), "), expected ", ref.epoch);
+    return ReadOutcome::kStaleEpoch;
+  }
+
+  absl::StatusOr<size_t> ProbeOnce(std::span<std::byte> scratch) override {
+    std::memcpy(scratch.data(), Block(0), scratch.size());
+    return scratch.size();
+  }
+
+ private:
+  const std::byte* Block(uint32_t index) const { return blocks_ + size_t{index} * options_.layout.BlockBytes(); }
+
+  absl::Status CheckHello(const PoolHello& hello) {
+    if (hello.worker_id != peer_.worker_id) {
+      return absl::FailedPreconditionError(base::StrCat("socket ", peer_.unix_socket, " belongs to worker ",
+                                                        hello.worker_id, ", expected ", peer_.worker_id));
+    }
+    if (hello.incarnation != peer_.incarnation) {
+      return Differs(peer_, "incarnation", hello.incarnation, peer_.incarnation);
+    }
+    if (hello.layout_fingerprint != peer_.layout_fingerprint) {
+      return Differs(peer_, "layout fingerprint", hello.layout_fingerprint, peer_.layout_fingerprint);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Map(int fd, uint64_t file_bytes) {
+    struct stat st {};
+    if (fstat(fd, &st) != 0) return absl::UnavailableError(base::StrCat("fstat of the pool: ", strerror(errno)));
+    if (static_cast<uint64_t>(st.st_size) != file_bytes || file_bytes < sizeof(PoolHeader)) {
+      return Differs(peer_, "size of the pool file", static_cast<uint64_t>(st.st_size), file_bytes);
+    }
+    // Without this seal the owner could shrink the file and a copy would end in SIGBUS.
+    const int seals = fcntl(fd, F_GET_SEALS);
+    if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
+      return absl::FailedPreconditionError(
+          base::StrCat("KV pool of ", peer_.worker_id, ": the pool file is not sealed against shrinking"));
+    }
+    void* p = mmap(nullptr, file_bytes, PROT_READ, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED) {
+      return absl::ResourceExhaustedError(
+          base::StrCat("KV pool of ", peer_.worker_id, ": cannot map ", file_bytes, " bytes: ", strerror(errno)));
+    }
+    base_ = static_cast<std::byte*>(p);
+    file_bytes_ = file_bytes;
+    madvise(p, file_bytes, MADV_POPULATE_READ);  // page tables now, not in the first pulls; best effort
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckHeader() {
+    const PoolHeader& h = *reinterpret_cast<const PoolHeader*>(base_);
+    const engine::KvLayout& l = options_.layout;
+    const auto geometry = ComputeGeometry(l, h.num_blocks, h.num_progress_slots, 4096);
+    if (!geometry) return Differs(peer_, "number of blocks", h.num_blocks, peer_.num_blocks);
+    const struct {
+      std::string_view what;
+      uint64_t got, expected;
+    } rules[] = {
+        {"magic", h.magic, kPoolMagic},
+        {"format version", h.version, kPoolFormatVersion},
+        {"header size", h.header_bytes, sizeof(PoolHeader)},
+        {"incarnation in the header", h.incarnation, peer_.incarnation},
+        {"number of layers", h.num_layers, l.num_layers},
+        {"number of KV heads", h.num_kv_heads, l.num_kv_heads},
+        {"head size", h.head_dim, l.head_dim},
+        {"tokens per block", h.block_tokens, l.block_tokens},
+        {"dtype", h.dtype, static_cast<uint64_t>(l.dtype)},
+        {"model fingerprint", h.model_fingerprint, l.model_fingerprint},
+        {"layout fingerprint in the header", h.layout_fingerprint, peer_.layout_fingerprint},
+        {"number of blocks", h.num_blocks, peer_.num_blocks},
+        {"block size", h.block_bytes, geometry->block_bytes},
+    };
+    for (const auto& r : rules) {
+      if (r.got != r.expected) return Differs(peer_, r.what, r.got, r.expected);
+    }
+    // The first block may be aligned further (huge pages), never less.
+    if (h.control_bytes < geometry->control_bytes || h.control_bytes % 4096 != 0 || h.control_bytes > file_bytes_ ||
+        file_bytes_ - h.control_bytes != geometry->block_bytes * h.num_blocks) {
+      return Differs(peer_, "offset of the first block", h.control_bytes, geometry->control_bytes);
+    }
+    page_ = ControlPage(base_, *geometry);
+    blocks_ = base_ + h.control_bytes;
+    return absl::OkStatus();
+  }
+
+  base::UniqueFd socket_;
+  std::byte* base_ = nullptr;
+  const std::byte* blocks_ = nullptr;
+  size_t file_bytes_ = 0;
+  ControlPage page_;
+  std::atomic<bool> gone_{false};
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PeerPool>> ConnectMapped(const PeerEndpoint& peer, const PeerOptions& options) {
+  auto pool = std::make_unique<MappedPeer>(peer, options);
+  AS_RETURN_IF_ERROR(pool->Open());
+  return pool;
+}
+
+}  // namespace agentserve::kvstore

@@ -1,0 +1,93 @@
+#include "model/model.h"
+
+#include <cinttypes>
+#include <cstdio>
+
+#include "base/check.h"
+#include "base/hash.h"
+#include "base/status_macros.h"
+#include "base/strings.h"
+#include "kernels/rope/rope.h"
+#include "model/cpu_executor.h"
+#include "model/weights.h"
+
+namespace agentserve::model {
+namespace {
+
+std::vector<float> FrequenciesOf(const ModelConfig& c) {
+  kernels::RopeFrequencyParams p;
+  p.head_dim = c.head_dim;
+  p.theta = c.rope_theta;
+  p.llama3 = c.rope_scaling.type == RopeScaling::Type::kLlama3;
+  p.factor = c.rope_scaling.factor;
+  p.low_freq_factor = c.rope_scaling.low_freq_factor;
+  p.high_freq_factor = c.rope_scaling.high_freq_factor;
+  p.original_max_position = c.rope_scaling.original_max_position;
+  return kernels::RopeFrequencies(p);
+}
+
+class CpuModel final : public Model {
+ public:
+  CpuModel(ModelConfig config, std::unique_ptr<Weights> weights, int threads)
+      : config_(std::move(config)),
+        weights_(std::move(weights)),
+        rope_frequencies_(FrequenciesOf(config_)),
+        threads_(threads) {
+    const std::string identity = base::StrCat(config_.Canonical(), "weights=", weights_->sample_hash, "\n");
+    fingerprint_ = base::Sha256Prefix(std::as_bytes(std::span(identity))).hi;
+  }
+  const ModelConfig& config() const override { return config_; }
+  uint64_t fingerprint() const override { return fingerprint_; }
+  uint64_t weight_bytes() const override {
+    const uint64_t embedding = uint64_t{config_.vocab_size} * config_.hidden_size;
+    return 2 * (config_.num_parameters() - (config_.tie_word_embeddings ? 0 : embedding));
+  }
+  std::unique_ptr<engine::Executor> NewExecutor(engine::KvPoolView pool) override {
+    AS_CHECK(pool.layout == layout(pool.layout.block_tokens)) << "the KV pool has another model's layout";
+    AS_CHECK(pool.base != nullptr || pool.num_blocks == 0);
+    return std::make_unique<CpuExecutor>(config_, *weights_, rope_frequencies_, threads_, pool);
+  }
+
+ private:
+  const ModelConfig config_;
+  const std::unique_ptr<Weights> weights_;
+  const std::vector<float> rope_frequencies_;
+  kernels::ThreadPool threads_;
+  uint64_t fingerprint_ = 0;
+};
+
+}  // namespace
+
+std::string Model::fingerprint_hex() const {
+  char text[17];
+  std::snprintf(text, sizeof(text), "%016" PRIx64, fingerprint());
+  return text;
+}
+
+engine::KvLayout Model::layout(uint32_t block_tokens) const {
+  const ModelConfig& c = config();
+  engine::KvLayout l;
+  l.num_layers = c.num_layers;
+  l.num_kv_heads = c.num_kv_heads;
+  l.head_dim = c.head_dim;
+  l.block_tokens = block_tokens;
+  l.dtype = engine::KvDtype::kBf16;
+  l.model_fingerprint = fingerprint();
+  return l;
+}
+
+absl::StatusOr<std::unique_ptr<Model>> LoadModel(const std::string& dir, const LoadOptions& options) {
+  if (options.device != "cpu") {
+    return absl::UnimplementedError(
+        base::StrCat("device \"", options.device, "\" is not built into this program; use --device cpu"));
+  }
+  if (options.threads < 0 || options.threads > kernels::ThreadPool::kMaxThreads) {
+    return absl::InvalidArgumentError(
+        base::StrCat("threads = ", options.threads, " must be 0 (all CPUs) to ", kernels::ThreadPool::kMaxThreads));
+  }
+  AS_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(dir));
+  AS_ASSIGN_OR_RETURN(std::unique_ptr<Weights> weights, LoadWeights(dir, config, options.progress));
+  return std::make_unique<CpuModel>(std::move(config), std::move(weights), options.threads);
+}
+
+}  // namespace agentserve::model

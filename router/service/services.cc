@@ -1,0 +1,266 @@
+#include "router/service/services.h"
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <utility>
+
+#include "base/rng.h"
+#include "base/strings.h"
+
+namespace agentserve::router {
+namespace {
+
+// The smaller of the request's budget and the call's deadline, within the server's limit.
+int64_t BudgetMs(const grpc::CallbackServerContext& context, uint64_t asked, const ServiceConfig& config) {
+  int64_t budget = asked == 0
+                       ? config.default_budget_ms
+                       : static_cast<int64_t>(std::min<uint64_t>(asked, static_cast<uint64_t>(config.max_budget_ms)));
+  const auto deadline = context.deadline();
+  if (deadline != std::chrono::system_clock::time_point::max()) {
+    const auto left = deadline - std::chrono::system_clock::now();
+    budget = std::min<int64_t>(budget, std::chrono::duration_cast<std::chrono::milliseconds>(left).count());
+  }
+  return budget;
+}
+
+StreamOptions OptionsOf(const v1::GenerateRequest& req) {
+  StreamOptions o;
+  o.n = std::max<uint32_t>(1, req.n());
+  o.stop.assign(req.sampling().stop().begin(), req.sampling().stop().end());
+  o.include_stop = req.sampling().include_stop_str_in_output();
+  o.return_token_ids = req.return_token_ids();
+  o.keep_special = req.keep_special_tokens();
+  o.logprobs = req.sampling().has_top_logprobs();
+  o.stop_token_ids.assign(req.sampling().stop_token_ids().begin(), req.sampling().stop_token_ids().end());
+  o.trace_label = req.trace().client_request_id();
+  return o;
+}
+
+Rejection EdgeFull() {
+  return FromCore(EndReason::kQueueFull, "too much text waits to be tokenized; try again later", base::kNsPerSecond);
+}
+
+// Runs on an edge thread.
+void PrepareAndSubmit(const ServiceParts& p, const v1::GenerateRequest& req, TimeNs arrival, TimeNs deadline,
+                      const std::shared_ptr<GenerateStream>& stream) {
+  auto sub = std::make_shared<Submission>();
+  if (auto bad = Prepare(req, p.model, p.shell.chain_params(), sub.get())) {
+    p.shell.loop().Post([&metrics = p.metrics, reason = bad->reason] { metrics.OnRefused(reason); });
+    stream->End(ToGrpc(*bad));
+    return;
+  }
+  sub->request_id = base::RandomHex128();
+  sub->arrival = arrival;
+  sub->deadline = deadline;
+  p.shell.loop().Post([&shell = p.shell, sub, options = OptionsOf(req), stream]() mutable {
+    shell.Submit(std::move(*sub), std::move(options), stream);
+  });
+}
+
+// A cluster watcher: one state at a time; a slow reader skips states.
+class Watcher final : public grpc::ServerWriteReactor<v1::WatchClusterResponse>,
+                      public std::enable_shared_from_this<Watcher> {
+ public:
+  Watcher(std::atomic<uint32_t>* count) : count_(count) {}
+  void Hold() { self_ = shared_from_this(); }
+  // False: the call is over.
+  bool Show(v1::WatchClusterResponse state) {
+    std::lock_guard lock(mu_);
+    if (over_) return false;
+    if (busy_) return true;
+    state_ = std::move(state);
+    busy_ = true;
+    StartWrite(&state_);
+    return true;
+  }
+  void End(const grpc::Status& status) {
+    std::lock_guard lock(mu_);
+    EndLocked(status);
+  }
+  void OnWriteDone(bool ok) override {
+    std::lock_guard lock(mu_);
+    busy_ = false;
+    if (!ok || over_) EndLocked(grpc::Status::CANCELLED);
+  }
+  void OnCancel() override {
+    std::lock_guard lock(mu_);
+    over_ = true;
+    if (!busy_) EndLocked(grpc::Status::CANCELLED);
+  }
+  void OnDone() override {
+    count_->fetch_sub(1);
+    std::shared_ptr<Watcher> last;
+    std::lock_guard lock(mu_);
+    last = std::move(self_);
+  }
+
+ private:
+  void EndLocked(const grpc::Status& status) {
+    over_ = true;
+    if (finished_) return;
+    finished_ = true;
+    Finish(status);
+  }
+  std::atomic<uint32_t>* const count_;
+  std::mutex mu_;
+  v1::WatchClusterResponse state_;
+  bool busy_ = false, over_ = false, finished_ = false;
+  std::shared_ptr<Watcher> self_;
+};
+
+}  // namespace
+
+grpc::ServerWriteReactor<v1::GenerateResponse>* RouterServiceImpl::Generate(grpc::CallbackServerContext* context,
+                                                                            const v1::GenerateRequest* request) {
+  auto stream = std::make_shared<GenerateStream>(context, p_.config.stream_buffer_bytes);
+  stream->HoldUntilDone();
+  const TimeNs arrival = p_.shell.clock().Now();
+  const TimeNs deadline = arrival + BudgetMs(*context, request->budget_ms(), p_.config) * base::kNsPerMs;
+  std::optional<Rejection> bad = CheckRequest(*request, p_.model, p_.config);
+  if (!bad) {
+    // gRPC frees the request when this method returns, hence the copy.
+    const bool queued = p_.pool.Submit(
+        PromptBytes(*request), [p = p_, req = std::make_shared<v1::GenerateRequest>(*request), arrival, deadline,
+                                stream] { PrepareAndSubmit(p, *req, arrival, deadline, stream); });
+    if (!queued) bad = EdgeFull();
+  }
+  if (bad) {
+    p_.shell.loop().Post([&metrics = p_.metrics, reason = bad->reason] { metrics.OnRefused(reason); });
+    stream->End(ToGrpc(*bad));
+  }
+  return stream.get();
+}
+
+grpc::ServerUnaryReactor* RouterServiceImpl::Cancel(grpc::CallbackServerContext* context,
+                                                    const v1::CancelRequest* request, v1::CancelResponse*) {
+  auto* reactor = context->DefaultReactor();
+  p_.shell.loop().Post([&shell = p_.shell, id = request->request_id(), reactor] {
+    if (shell.Cancel(id)) {
+      reactor->Finish(grpc::Status::OK);
+      return;
+    }
+    Rejection r;
+    r.code = grpc::StatusCode::NOT_FOUND;
+    r.reason = "REQUEST_NOT_FOUND";
+    r.message = base::StrCat("no request \"", id.substr(0, 64), "\" is running");
+    reactor->Finish(ToGrpc(r));
+  });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RouterServiceImpl::ReportTool(grpc::CallbackServerContext* context,
+                                                        const v1::ReportToolRequest* request, v1::ReportToolResponse*) {
+  auto* reactor = context->DefaultReactor();
+  if (request->phase() == v1::ReportToolRequest::PHASE_UNSPECIFIED || request->program_id().empty()) {
+    reactor->Finish(ToGrpc(InvalidField(request->program_id().empty() ? "program_id" : "phase", "is missing")));
+    return reactor;
+  }
+  p_.shell.loop().Post([&shell = p_.shell, req = *request, reactor] {
+    shell.core().ReportTool(req.tenant_id(), req.program_id(), req.tool_name(),
+                            req.phase() == v1::ReportToolRequest::PHASE_START, shell.now());
+    reactor->Finish(grpc::Status::OK);
+  });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RouterServiceImpl::EndProgram(grpc::CallbackServerContext* context,
+                                                        const v1::EndProgramRequest* request, v1::EndProgramResponse*) {
+  auto* reactor = context->DefaultReactor();
+  p_.shell.loop().Post([&shell = p_.shell, req = *request, reactor] {
+    shell.core().EndProgram(req.tenant_id(), req.program_id());
+    reactor->Finish(grpc::Status::OK);
+  });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RouterServiceImpl::GetModel(grpc::CallbackServerContext* context, const v1::GetModelRequest*,
+                                                      v1::GetModelResponse* response) {
+  auto* reactor = context->DefaultReactor();
+  p_.shell.loop().Post([&shell = p_.shell, response, reactor] {
+    shell.FillModel(response);
+    reactor->Finish(grpc::Status::OK);
+  });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RouterServiceImpl::Tokenize(grpc::CallbackServerContext* context,
+                                                      const v1::TokenizeRequest* request,
+                                                      v1::TokenizeResponse* response) {
+  auto* reactor = context->DefaultReactor();
+  const size_t bytes = request->has_chat() ? ChatBytes(request->chat()) : request->text().size();
+  auto job = [&model = p_.model, request, response, reactor] {
+    std::vector<uint32_t> ids;
+    if (request->has_chat()) {
+      if (auto bad = ChatTokens(request->chat(), model, &ids, response->mutable_rendered())) {
+        reactor->Finish(ToGrpc(*bad));
+        return;
+      }
+    } else {
+      if (request->add_special_tokens() && model.tokenizer->bos()) ids.push_back(*model.tokenizer->bos());
+      const std::vector<uint32_t> body = model.tokenizer->Encode(request->text());
+      ids.insert(ids.end(), body.begin(), body.end());
+    }
+    response->mutable_ids()->Add(ids.begin(), ids.end());
+    reactor->Finish(grpc::Status::OK);
+  };
+  // Unary requests live until Finish, so the job may point into them.
+  if (!p_.pool.Submit(bytes, std::move(job))) reactor->Finish(ToGrpc(EdgeFull()));
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RouterServiceImpl::Detokenize(grpc::CallbackServerContext* context,
+                                                        const v1::DetokenizeRequest* request,
+                                                        v1::DetokenizeResponse* response) {
+  auto* reactor = context->DefaultReactor();
+  auto job = [&model = p_.model, request, response, reactor] {
+    const std::vector<uint32_t> ids(request->ids().begin(), request->ids().end());
+    for (uint32_t id : ids) {
+      if (id < model.vocab_size()) continue;
+      reactor->Finish(
+          ToGrpc(InvalidField("ids", base::StrCat(id, " is outside the vocabulary of ", model.vocab_size()))));
+      return;
+    }
+    response->set_text(model.tokenizer->Decode(ids, /*skip_special=*/false));
+    reactor->Finish(grpc::Status::OK);
+  };
+  if (!p_.pool.Submit(request->ids_size() * sizeof(uint32_t), std::move(job))) reactor->Finish(ToGrpc(EdgeFull()));
+  return reactor;
+}
+
+grpc::ServerWriteReactor<v1::WatchClusterResponse>* RouterServiceImpl::WatchCluster(
+    grpc::CallbackServerContext*, const v1::WatchClusterRequest* request) {
+  auto watcher = std::make_shared<Watcher>(&watchers_);
+  watcher->Hold();
+  if (watchers_.fetch_add(1) >= p_.config.max_watchers) {
+    watcher->End(ToGrpc(FromCore(EndReason::kQueueFull, "too many watchers; try again later", base::kNsPerSecond)));
+    return watcher.get();
+  }
+  const uint32_t ms = request->interval_ms() == 0 ? 1000 : std::max<uint32_t>(100, request->interval_ms());
+  p_.shell.loop().Post([&shell = p_.shell, watcher, ms] {
+    auto show = [&shell, watcher] {
+      v1::WatchClusterResponse state;
+      shell.FillCluster(&state);
+      return watcher->Show(std::move(state));
+    };
+    if (show()) shell.Every(ms * base::kNsPerMs, show);
+  });
+  return watcher.get();
+}
+
+grpc::ServerUnaryReactor* ClusterServiceImpl::Register(grpc::CallbackServerContext* context,
+                                                       const v1::RegisterRequest* request,
+                                                       v1::RegisterResponse* response) {
+  auto* reactor = context->DefaultReactor();
+  shell_.loop().Post([this, request, response, reactor] { reactor->Finish(shell_.Register(*request, response)); });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* ClusterServiceImpl::Drain(grpc::CallbackServerContext* context,
+                                                    const v1::DrainRequest* request, v1::DrainResponse* response) {
+  auto* reactor = context->DefaultReactor();
+  shell_.loop().Post([this, request, response, reactor] { reactor->Finish(shell_.Drain(*request, response)); });
+  return reactor;
+}
+
+}  // namespace agentserve::router

@@ -1,0 +1,311 @@
+// A prefill and a decode worker in one process, over real gRPC and a real (random, tiny) Llama: whatever path a request
+// takes, its tokens are those of the offline reference.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "base/failpoint.h"
+#include "base/rng.h"
+#include "base/strings.h"
+#include "decode_worker/worker.h"
+#include "model/generate.h"
+#include "model/model.h"
+#include "model/random_model.h"
+#include "prefill_worker/worker.h"
+#include "tests/workers/mini_router.h"
+
+namespace agentserve {
+namespace {
+
+// One model for all tests.
+class Fixture {
+ public:
+  Fixture() {
+    char name[] = "/tmp/agentserve_pd_XXXXXX";
+    dir_ = mkdtemp(name);
+    model::RandomModelOptions random;
+    random.config = *model::NamedShape("tiny");
+    const absl::Status written = model::WriteRandomModel(dir_, random);
+    EXPECT_TRUE(written.ok()) << written;
+    model::LoadOptions load;
+    load.threads = 1;
+    auto loaded = model::LoadModel(dir_, load);
+    EXPECT_TRUE(loaded.ok()) << loaded.status();
+    model_ = *std::move(loaded);
+  }
+  ~Fixture() { std::filesystem::remove_all(dir_); }
+
+  worker::ModelInfo Info(uint32_t block_tokens) const {
+    worker::ModelInfo info;
+    info.layout = model_->layout(block_tokens);
+    info.vocab_size = model_->config().vocab_size;
+    info.context_length = model_->config().max_position;
+    info.end_tokens = model_->end_tokens();
+    info.fingerprint_hex = model_->fingerprint_hex();
+    info.new_executor = [this](const engine::KvPoolView& pool) { return model_->NewExecutor(pool); };
+    return info;
+  }
+  std::vector<uint32_t> Reference(const TestRequest& r) {
+    const engine::SamplingParams sampling = worker::FromWire(r.sampling, 0);
+    auto result = model::Generate(*model_, r.tokens, sampling, {}, nullptr);
+    EXPECT_TRUE(result.ok()) << result.status();
+    std::vector<uint32_t> out;
+    for (const auto& t : result->tokens) out.push_back(t.token);
+    return out;
+  }
+  model::Model& model() { return *model_; }
+  const std::string& dir() const { return dir_; }
+
+ private:
+  std::string dir_;
+  std::unique_ptr<model::Model> model_;
+};
+
+Fixture& TheFixture() {
+  static auto* fixture = new Fixture;
+  static const int registered = std::atexit([] { delete fixture; });
+  (void)registered;
+  return *fixture;
+}
+
+template <typename Worker>
+struct Running {
+  Running(worker::Role role, worker::NodeOptions options) {
+    options.metrics_port = -1;
+    options.model_id = "tiny";
+    auto made = worker::Node::Create(options, TheFixture().Info(static_cast<uint32_t>(options.block_tokens)), role);
+    EXPECT_TRUE(made.ok()) << made.status();
+    node = *std::move(made);
+    worker = std::make_unique<Worker>(node.get());
+    const absl::Status listening = node->Listen(worker->service());
+    EXPECT_TRUE(listening.ok()) << listening;
+    worker->Start();
+  }
+  ~Running() {
+    worker->Stop();
+    worker->Wait();
+    node->Shutdown();
+  }
+  std::unique_ptr<worker::Node> node;
+  std::unique_ptr<Worker> worker;
+};
+
+struct Pair {
+  explicit Pair(worker::NodeOptions options = {}) {
+    static int counter = 0;
+    options.run_dir = TheFixture().dir();
+    options.worker_id = base::StrCat("p", ++counter);
+    if (options.kv_blocks == 0) options.kv_blocks = 256;
+    p = std::make_unique<Running<prefill_worker::Worker>>(worker::Role::kPrefill, options);
+    options.worker_id = base::StrCat("d", counter);
+    d = std::make_unique<Running<decode_worker::Worker>>(worker::Role::kDecode, options);
+    router = std::make_unique<MiniRouter>(p->node->address(), d->node->address(), TheFixture().model().end_tokens());
+    peer = router->Connect(p->node->Endpoint());
+  }
+  ~Pair() { router.reset(); }
+  std::unique_ptr<Running<prefill_worker::Worker>> p;
+  std::unique_ptr<Running<decode_worker::Worker>> d;
+  std::unique_ptr<MiniRouter> router;
+  dwire::PeerConnected peer;
+};
+
+std::vector<TestRequest> RandomRequests(uint64_t seed, size_t n, double remote_share) {
+  base::SplitMix64 rng(seed);
+  const uint32_t vocab = TheFixture().model().config().vocab_size;
+  std::vector<uint32_t> stem;
+  for (int i = 0; i < 70; ++i) stem.push_back(static_cast<uint32_t>(rng.Below(vocab)));
+  std::vector<TestRequest> requests(n);
+  for (TestRequest& r : requests) {
+    if (rng.Below(2)) r.tokens.assign(stem.begin(), stem.begin() + static_cast<long>(rng.Below(stem.size())));
+    for (uint64_t i = 1 + rng.Below(90); i > 0; --i) r.tokens.push_back(static_cast<uint32_t>(rng.Below(vocab)));
+    r.remote = rng.Uniform() < remote_share;
+    r.sampling.set_max_tokens(static_cast<uint32_t>(1 + rng.Below(24)));
+    r.sampling.set_seed(rng.Next());
+    if (rng.Below(2)) {
+      r.sampling.set_temperature(0);
+    } else {
+      r.sampling.set_temperature(0.9f);
+      r.sampling.set_top_p(0.95f);
+      r.sampling.set_repetition_penalty(1.1f);
+    }
+  }
+  return requests;
+}
+
+void RunAndCompare(MiniRouter* router, std::vector<TestRequest>* requests) {
+  std::vector<TestRequest*> all;
+  for (TestRequest& r : *requests) all.push_back(&r);
+  ASSERT_TRUE(router->RunAll(all)) << "not all requests ended";
+  for (size_t i = 0; i < requests->size(); ++i) {
+    const TestRequest& r = (*requests)[i];
+    EXPECT_EQ(r.failure, "") << "request " << i;
+    EXPECT_EQ(r.out, TheFixture().Reference(r))
+        << "request " << i << (r.remote ? " remote" : " local") << " prompt of " << r.tokens.size();
+  }
+}
+
+size_t CountTransport(const std::vector<TestRequest>& requests, const std::string& transport) {
+  return static_cast<size_t>(
+      std::count_if(requests.begin(), requests.end(), [&](const TestRequest& r) { return r.transport == transport; }));
+}
+
+TEST(Workers, AggregatedEqualsReference) {
+  Pair pair;
+  auto requests = RandomRequests(1, 24, 0.0);
+  RunAndCompare(pair.router.get(), &requests);
+  EXPECT_TRUE(pair.router->WaitIdle());
+}
+
+TEST(Workers, MappedPullsEqualReference) {
+  Pair pair;
+  EXPECT_EQ(pair.peer.transport(), "mapped") << pair.peer.problem();
+  EXPECT_GT(pair.peer.gb_per_s(), 0);
+  auto requests = RandomRequests(2, 32, 0.8);
+  RunAndCompare(pair.router.get(), &requests);
+  EXPECT_GT(CountTransport(requests, "mapped"), 15u);
+  EXPECT_EQ(CountTransport(requests, "recompute"), 0u);
+  EXPECT_TRUE(pair.router->WaitIdle());
+  // The same prompts again: now from the caches.
+  auto again = RandomRequests(2, 32, 0.8);
+  RunAndCompare(pair.router.get(), &again);
+  EXPECT_TRUE(std::any_of(again.begin(), again.end(), [](const auto& r) { return r.cached_tokens > 0; }));
+}
+
+TEST(Workers, StreamedPullsEqualReference) {
+  worker::NodeOptions options;
+  options.kv_transport = "stream";
+  options.prefix_cache = false;
+  Pair pair(options);
+  EXPECT_EQ(pair.peer.transport(), "stream") << pair.peer.problem();
+  auto requests = RandomRequests(3, 24, 0.8);
+  RunAndCompare(pair.router.get(), &requests);
+  EXPECT_GT(CountTransport(requests, "stream"), 10u);
+  EXPECT_TRUE(pair.router->WaitIdle());
+}
+
+TEST(Workers, SmallBlocksChunksAndPoolsEqualReference) {
+  worker::NodeOptions options;
+  options.block_tokens = 4;
+  options.kv_blocks = 72;  // one long sequence and a bit: preemption is certain
+  options.max_batch = 8;
+  options.step_tokens = 24;
+  Pair pair(options);
+  auto requests = RandomRequests(4, 32, 0.5);
+  RunAndCompare(pair.router.get(), &requests);
+  EXPECT_TRUE(pair.router->WaitIdle());
+  EXPECT_GT(pair.router->d_load->preemptions(), 0u);
+}
+
+TEST(Workers, ACorruptCopyIsRecomputed) {
+  Pair pair;
+  ASSERT_TRUE(base::ArmFailpoints("xf.corrupt=0").ok());
+  auto requests = RandomRequests(5, 8, 1.0);
+  for (TestRequest& r : requests) r.sampling.set_max_tokens(8);
+  RunAndCompare(pair.router.get(), &requests);
+  ASSERT_TRUE(base::ArmFailpoints("").ok());
+  EXPECT_GT(CountTransport(requests, "recompute"), 3u);
+  EXPECT_EQ(CountTransport(requests, "mapped"), 0u);
+  EXPECT_NE(pair.d->node->metrics()->Render().find("agentserve_kv_validation_failures_total"), std::string::npos);
+  EXPECT_TRUE(pair.router->WaitIdle());
+}
+
+TEST(Workers, ALostPrefillWorkerIsReplacedByLocalPrefill) {
+  Pair pair;
+  pair.router->lose_prefill = true;
+  auto requests = RandomRequests(6, 8, 1.0);
+  RunAndCompare(pair.router.get(), &requests);
+}
+
+TEST(Workers, AnUnknownPeerIsRecomputed) {
+  Pair pair;
+  worker::NodeOptions options;
+  options.worker_id = "stranger";
+  options.kv_blocks = 64;
+  Running<prefill_worker::Worker> stranger(worker::Role::kPrefill, options);
+  MiniRouter router(stranger.node->address(), pair.d->node->address(), TheFixture().model().end_tokens());
+  auto requests = RandomRequests(7, 4, 1.0);
+  for (TestRequest& r : requests) r.sampling.set_max_tokens(6);
+  RunAndCompare(&router, &requests);
+  EXPECT_EQ(CountTransport(requests, "mapped"), 0u);
+}
+
+TEST(Workers, RefusesBadRequestsAndServesOn) {
+  Pair pair;
+  auto good = RandomRequests(8, 1, 0.0);
+  TestRequest bad_token = good[0], too_long = good[0], nothing_left = good[0], late = good[0];
+  bad_token.tokens = {TheFixture().model().config().vocab_size};
+  too_long.tokens.assign(100'000, 1);
+  nothing_left.sampling.set_max_tokens(0);
+  late.budget_ms = 0;
+  for (TestRequest* r : {&bad_token, &too_long, &nothing_left, &late}) ASSERT_TRUE(pair.router->RunAll({r}));
+  EXPECT_EQ(bad_token.failure, "INVALID");
+  EXPECT_EQ(too_long.failure, "TOO_LONG");
+  EXPECT_EQ(nothing_left.failure, "INVALID");
+  EXPECT_EQ(late.failure, "DEADLINE");
+  RunAndCompare(pair.router.get(), &good);
+}
+
+TEST(Workers, FencesIncarnationsAndStreams) {
+  Pair pair;
+  const std::string address = pair.d->node->address();
+  DecodeLink wrong(address, [](dwire::RunResponse) {});
+  wrong.Hello(pair.d->node->incarnation() + 1);
+  EXPECT_EQ(wrong.Join().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  DecodeLink rude(address, [](dwire::RunResponse) {});
+  dwire::RunRequest request;
+  request.mutable_cancel();
+  rude.Send(request);
+  EXPECT_EQ(rude.Join().error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  // The same router again: its old stream ends.
+  DecodeLink first(address, [](dwire::RunResponse) {});
+  first.Hello(pair.d->node->incarnation(), 77);
+  DecodeLink second(address, [](dwire::RunResponse) {});
+  second.Hello(0, 77);
+  EXPECT_EQ(first.Join().error_code(), grpc::StatusCode::ABORTED);
+}
+
+TEST(Workers, ABrokenStreamGivesAllBlocksBack) {
+  Pair pair;
+  {
+    MiniRouter doomed(pair.p->node->address(), pair.d->node->address(), {});
+    auto requests = RandomRequests(9, 6, 0.5);
+    for (TestRequest& r : requests) {
+      dwire::RunRequest reserve;
+      reserve.set_seq(static_cast<uint64_t>(&r - requests.data()) + 1);
+      reserve.set_attempt(1);
+      reserve.mutable_reserve()->mutable_tokens()->Add(r.tokens.begin(), r.tokens.end());
+      reserve.mutable_reserve()->set_prompt_tokens(static_cast<uint32_t>(r.tokens.size()));
+      reserve.mutable_reserve()->set_budget_ms(60'000);
+      doomed.d()->Send(reserve);
+      reserve.clear_reserve();
+      reserve.mutable_prefill_local();
+      doomed.d()->Send(reserve);
+    }
+  }
+  // It greets again as the same router, so the first router's stream is replaced too.
+  MiniRouter after(pair.p->node->address(), pair.d->node->address(), TheFixture().model().end_tokens());
+  EXPECT_TRUE(after.WaitIdle());
+  auto requests = RandomRequests(10, 4, 0.0);
+  RunAndCompare(&after, &requests);
+}
+
+TEST(Workers, DrainFinishesWhatRuns) {
+  Pair pair;
+  auto requests = RandomRequests(11, 6, 0.0);
+  for (TestRequest& r : requests) r.sampling.set_max_tokens(24);
+  std::vector<TestRequest*> all;
+  for (TestRequest& r : requests) all.push_back(&r);
+  std::thread drain([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    pair.d->worker->Drain();
+  });
+  ASSERT_TRUE(pair.router->RunAll(all));
+  drain.join();
+  EXPECT_EQ(pair.d->worker->Wait(), 0);
+  for (const TestRequest& r : requests) EXPECT_EQ(r.out, TheFixture().Reference(r));
+}
+
+}  // namespace
+}  // namespace agentserve
