@@ -13,6 +13,8 @@ namespace agentserve::text {
 // A derived handler may override events; it must then forward what it does not take.
 class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
  public:
+  explicit JsonBuilder(size_t max_values = kMaxJsonValues) : max_values_(max_values) {}
+
   bool null() override { return Add({}); }
   bool boolean(bool v) override;
   bool number_integer(int64_t v) override;
@@ -50,6 +52,7 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
   JsonValue root_;
   std::vector<Frame> stack_;
   std::string error_;
+  size_t max_values_;
   size_t values_ = 0;
 };
 

@@ -97,8 +97,8 @@ const char* JsonValue::KindName() const {
   return "?";
 }
 
-absl::StatusOr<JsonValue> ParseJson(std::string_view text, std::string_view what) {
-  JsonBuilder builder;
+absl::StatusOr<JsonValue> ParseJson(std::string_view text, std::string_view what, size_t max_values) {
+  JsonBuilder builder(max_values);
   if (!nlohmann::json::sax_parse(text.begin(), text.end(), &builder)) {
     return absl::InvalidArgumentError(base::StrCat(what, ": ", builder.error()));
   }
@@ -272,7 +272,7 @@ std::string JsonBuilder::Path() const {
 }
 
 bool JsonBuilder::Add(JsonValue value) {
-  if (++values_ > kMaxJsonValues) return Fail(base::StrCat("more than ", kMaxJsonValues, " values; make it smaller"));
+  if (++values_ > max_values_) return Fail(base::StrCat("more than ", max_values_, " values; make it smaller"));
   if (stack_.empty()) {
     root_ = std::move(value);
     return true;

@@ -44,7 +44,7 @@ inline constexpr int kMaxJsonDepth = 128;
 inline constexpr size_t kMaxJsonValues = 1 << 18;
 
 // `what` names the text in errors, e.g. a file.
-absl::StatusOr<JsonValue> ParseJson(std::string_view text, std::string_view what);
+absl::StatusOr<JsonValue> ParseJson(std::string_view text, std::string_view what, size_t max_values = kMaxJsonValues);
 
 // json.dumps(value, ensure_ascii=False, indent=None if indent < 0 else indent).
 std::string PythonJsonDumps(const JsonValue& value, int indent = -1);

@@ -11,44 +11,52 @@ namespace agentserve::text {
 StopMatcher::StopMatcher(std::vector<std::string> stops, bool include) : stops_(std::move(stops)), include_(include) {
   std::erase_if(stops_, [](const std::string& s) { return s.empty(); });
   nodes_.emplace_back();
-  nodes_[0].next.fill(-1);
   for (size_t i = 0; i < stops_.size(); ++i) AddString(i);
-  BuildTransitions();
+  LinkSuffixes();
+}
+
+int32_t StopMatcher::Child(int32_t node, char byte) const {
+  int32_t child = at(node).first_child;
+  while (child >= 0 && at(child).byte != byte) child = at(child).sibling;
+  return child;
+}
+
+int32_t StopMatcher::Step(int32_t node, char byte) const {
+  while (true) {
+    if (const int32_t child = Child(node, byte); child >= 0) return child;
+    if (node == 0) return 0;
+    node = at(node).fail;
+  }
 }
 
 void StopMatcher::AddString(size_t index) {
-  size_t node = 0;
+  int32_t node = 0;
   for (const char c : stops_[index]) {
-    const auto byte = static_cast<uint8_t>(c);
-    if (nodes_[node].next[byte] < 0) {
-      nodes_[node].next[byte] = static_cast<int32_t>(nodes_.size());
-      const int32_t depth = nodes_[node].depth + 1;
-      nodes_.emplace_back();
-      nodes_.back().next.fill(-1);
-      nodes_.back().depth = depth;
+    int32_t child = Child(node, c);
+    if (child < 0) {
+      child = static_cast<int32_t>(nodes_.size());
+      Node added;
+      added.sibling = at(node).first_child;
+      added.depth = at(node).depth + 1;
+      added.byte = c;
+      nodes_.push_back(added);
+      at(node).first_child = child;
     }
-    node = static_cast<size_t>(nodes_[node].next[byte]);
+    node = child;
   }
-  if (nodes_[node].match < 0) nodes_[node].match = static_cast<int32_t>(index);
+  if (at(node).match < 0) at(node).match = static_cast<int32_t>(index);
 }
 
-void StopMatcher::BuildTransitions() {
-  // Breadth first: fail[n] is the longest proper suffix of n that is a node; it is shallower, so already complete.
-  std::vector<int32_t> fail(nodes_.size(), 0);
+void StopMatcher::LinkSuffixes() {
+  // Breadth first: the suffix of a node is shallower, so complete when the node is reached.
   std::deque<int32_t> queue{0};
   while (!queue.empty()) {
-    const int32_t n = queue.front();
+    const int32_t parent = queue.front();
     queue.pop_front();
-    Node& node = nodes_[static_cast<size_t>(n)];
-    const Node& suffix = nodes_[static_cast<size_t>(fail[static_cast<size_t>(n)])];
-    if (node.match < 0) node.match = suffix.match;
-    for (size_t b = 0; b < 256; ++b) {
-      if (node.next[b] < 0) {
-        node.next[b] = n == 0 ? 0 : suffix.next[b];
-      } else {
-        fail[static_cast<size_t>(node.next[b])] = n == 0 ? 0 : suffix.next[b];
-        queue.push_back(node.next[b]);
-      }
+    for (int32_t child = at(parent).first_child; child >= 0; child = at(child).sibling) {
+      at(child).fail = parent == 0 ? 0 : Step(at(parent).fail, at(child).byte);
+      if (at(child).match < 0) at(child).match = at(at(child).fail).match;
+      queue.push_back(child);
     }
   }
 }
@@ -66,8 +74,8 @@ StopMatcher::Result StopMatcher::Feed(std::string_view text) {
   held_.append(text);  // held_ now is the text from the start of the possible match on
   const size_t before = held_.size() - text.size();
   for (size_t i = 0; i < text.size(); ++i) {
-    state_ = nodes_[static_cast<size_t>(state_)].next[static_cast<uint8_t>(text[i])];
-    const int32_t match = nodes_[static_cast<size_t>(state_)].match;
+    state_ = Step(state_, text[i]);
+    const int32_t match = at(state_).match;
     if (match < 0) continue;
     stopped_ = true;
     result.stopped = true;
@@ -77,7 +85,7 @@ StopMatcher::Result StopMatcher::Feed(std::string_view text) {
     held_.clear();
     return result;
   }
-  const size_t keep = static_cast<size_t>(nodes_[static_cast<size_t>(state_)].depth);
+  const size_t keep = static_cast<size_t>(at(state_).depth);
   result.text = held_.substr(0, held_.size() - keep);
   held_.erase(0, held_.size() - keep);
   return result;

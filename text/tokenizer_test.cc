@@ -33,7 +33,7 @@ std::unique_ptr<Tokenizer> Tiny() {
 class SlowEncoder {
  public:
   explicit SlowEncoder(const std::string& json) {
-    auto root = ParseJson(json, "reference");
+    auto root = ParseJson(json, "reference", /*max_values=*/10000000);
     EXPECT_TRUE(root.ok());
     const JsonValue& model = *root->Find("model");
     ignore_merges_ = model.Find("ignore_merges")->boolean;
