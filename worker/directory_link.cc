@@ -1,6 +1,5 @@
 #include "worker/directory_link.h"
 
-#include "base/log.h"
 #include "kvstore/convert.h"
 
 namespace agentserve::worker {
@@ -10,9 +9,6 @@ void DirectoryLink::Start(const std::string& address, const agentserve::common::
   kvstore::KvStoreClientOptions options;
   options.address = address;
   options.pool = kvstore::SpecFromProto(endpoint);
-  options.on_state = [address](bool connected) {
-    AS_LOG(kInfo, "kvstore.link") << base::Field("kvstore", address) << base::Field("connected", connected);
-  };
   client_ = kvstore::KvStoreClient::Start(options);
 }
 
