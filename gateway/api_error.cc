@@ -156,8 +156,9 @@ ApiError RouteNotFound(std::string_view method, std::string_view path) {
 }
 
 ApiError MethodNotAllowed(std::string_view method, std::string_view path, std::string allow) {
-  ApiError e = Make(405, "invalid_request_error", "method_not_allowed",
-                    StrCat("The route ", Shorten(path, 100), " does not take ", Shorten(method, 20), "; use ", allow, "."));
+  ApiError e =
+      Make(405, "invalid_request_error", "method_not_allowed",
+           StrCat("The route ", Shorten(path, 100), " does not take ", Shorten(method, 20), "; use ", allow, "."));
   e.allow = std::move(allow);
   e.should_retry = false;
   return e;
@@ -190,7 +191,9 @@ ApiError Unavailable(std::string message, int64_t retry_after_ms) {
   return e;
 }
 
-ApiError InternalError(std::string message) { return Make(500, "internal_error", "internal_error", std::move(message)); }
+ApiError InternalError(std::string message) {
+  return Make(500, "internal_error", "internal_error", std::move(message));
+}
 
 std::string GrpcReason(const grpc::Status& status) { return ParseDetails(status).reason; }
 
@@ -249,7 +252,8 @@ ApiError FromGrpc(const grpc::Status& status) {
     default: {
       ApiError e = InternalError(std::move(message));
       if (!d.reason.empty()) e.code = Slug(d.reason);
-      if (d.reason.find("POISON") != std::string::npos || d.reason.find("CRASH") != std::string::npos) e.should_retry = false;
+      if (d.reason.find("POISON") != std::string::npos || d.reason.find("CRASH") != std::string::npos)
+        e.should_retry = false;
       return e;
     }
   }
