@@ -32,6 +32,9 @@ if(AGENTSERVE_SANITIZE)
   add_compile_options(-fsanitize=${AGENTSERVE_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${AGENTSERVE_SANITIZE})
 endif()
+if(AGENTSERVE_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link)  # coverage of the libraries guides the fuzzers
+endif()
 
 add_library(agentserve_warnings INTERFACE)
 target_compile_options(agentserve_warnings INTERFACE

@@ -53,8 +53,8 @@ void FuzzParser(const std::string& text) {
 }
 
 void FuzzStops(const std::vector<std::string>& parts, const std::string& text) {
-  const std::vector<std::string> stops(parts.begin(),
-                                       parts.begin() + static_cast<std::ptrdiff_t>(std::min<size_t>(parts.size(), 4)));
+  std::vector<std::string> stops;
+  for (size_t i = 0; i < parts.size() && i < 4; ++i) stops.push_back(parts[i].substr(0, 16));
   StopMatcher at_once(stops, false), by_byte(stops, false);
   auto result = at_once.Feed(text);
   std::string joined;

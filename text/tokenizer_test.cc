@@ -143,6 +143,22 @@ TEST(Tokenizer, MatchesSlowReferenceOnRandomText) {
   }
 }
 
+TEST(Tokenizer, BundledModelMatchesSlowReference) {
+  const std::string dir = TestData("../../models/tiny-agent");
+  ASSERT_TRUE(Exists(dir)) << dir;
+  const auto t = Tokenizer::Load(dir);
+  ASSERT_TRUE(t.ok()) << t.status();
+  EXPECT_TRUE((*t)->bos().has_value());
+  const SlowEncoder slow(Slurp(dir + "/tokenizer.json"));
+  base::SplitMix64 rng(12);
+  for (int i = 0; i < 2000; ++i) {
+    const std::string text = RandomText(&rng, 24);
+    const Ids ids = (*t)->Encode(text);
+    ASSERT_EQ(ids, slow.Encode(text)) << "case " << i << ": " << QuoteForError(text);
+    ASSERT_EQ((*t)->Decode(ids, false), text);
+  }
+}
+
 TEST(Tokenizer, ScannerEqualsPattern) {
   const auto scan = *PreTokenizer::Create(kLlama3Pattern, "test");
   const auto regex = *PreTokenizer::Create(kLlama3Pattern, "test", /*always_regex=*/true);
