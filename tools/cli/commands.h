@@ -9,5 +9,6 @@ int RunGenerate(int argc, const char* const* argv);
 int RunTop(int argc, const char* const* argv);
 int RunBench(int argc, const char* const* argv);
 int RunProbe(int argc, const char* const* argv);
+int RunDemoCommand(int argc, const char* const* argv);
 
 }  // namespace agentserve::tools

@@ -6,9 +6,6 @@
 #include "base/flags.h"
 #include "base/version.h"
 #include "tools/cli/commands.h"
-#ifdef AGENTSERVE_HAS_DEMO
-#include "tools/demo/demo.h"
-#endif
 
 namespace agentserve::tools {
 namespace {
@@ -28,7 +25,7 @@ constexpr CommandEntry kCommands[] = {
     {"generate", "generate text in this process, without services", RunGenerate},
 #endif
 #ifdef AGENTSERVE_HAS_DEMO
-    {"demo", "let a small agent with tools work against a running cluster", RunDemo},
+    {"demo", "let a small agent with tools work against a running cluster", RunDemoCommand},
 #endif
     {"probe", "health check for containers and scripts", RunProbe},
 };

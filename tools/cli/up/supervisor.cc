@@ -235,7 +235,9 @@ void Supervisor::CheckReady() {
   if (is_ready_ || core_.stopping()) return;
   const TimeNs now = clock_.Now();
   if (config_.ready_port != 0) probe_.Tick(now);
-  const bool ready = config_.ready_port != 0 ? gateway_ok_ : core_.all_ready();
+  const bool answered = config_.ready_port == 0 || gateway_ok_;
+  const bool all_said_so = core_.all_ready() || (config_.ready_port != 0 && !config_.wait_for_all);
+  const bool ready = answered && all_said_so;
   if (ready) {
     BecomeReady();
   } else if (now - begin_ > config_.ready_timeout) {
