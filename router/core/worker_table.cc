@@ -103,6 +103,11 @@ Worker* WorkerTable::FindByName(std::string_view name) {
   return it == by_name_.end() ? nullptr : Find(it->second);
 }
 
+const Worker* WorkerTable::FindByName(std::string_view name) const {
+  auto it = by_name_.find(name);
+  return it == by_name_.end() ? nullptr : Find(it->second);
+}
+
 bool WorkerTable::AnyDecode() const {
   return std::any_of(workers_.begin(), workers_.end(), [](const auto& e) {
     return e.second.info.role == Role::kDecode && e.second.phase != WorkerPhase::kDraining;

@@ -77,6 +77,7 @@ class WorkerTable {
   Worker* Find(WorkerId id);
   const Worker* Find(WorkerId id) const;
   Worker* FindByName(std::string_view name);
+  const Worker* FindByName(std::string_view name) const;
   // In order of registration.
   std::map<WorkerId, Worker>& all() { return workers_; }
   const std::map<WorkerId, Worker>& all() const { return workers_; }

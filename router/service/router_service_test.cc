@@ -67,6 +67,7 @@ class RouterServiceTest : public ::testing::Test {
     ServiceConfig config;
     config.model_dir = ModelDir();
     config.model_id = "tiny";
+    config.metrics_port = -1;
     config.core.prefill_threshold = 32;
     config.core.heartbeat = 200 * base::kNsPerMs;
     config.core.lease = 1 * base::kNsPerSecond;

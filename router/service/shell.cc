@@ -28,7 +28,11 @@ Shell::Shell(const ServiceConfig& config, const EdgeModel& model, RouterMetrics&
       incarnation_(base::EntropyUint64() | 1),
       now_(clock_.Now()),
       core_(std::make_unique<RouterCore>(config.core, now_)),
-      loop_(clock_, [this] { return Turn(); }) {}
+      loop_(clock_, [this] { return Turn(); }) {
+  if (config_.kvstore.empty()) return;
+  kvstore_ = std::make_unique<KvStorePrefixes>(config_.kvstore, core_->workers());
+  core_->set_prefix_source(kvstore_.get());
+}
 
 Shell::~Shell() {
   loop_.Stop();

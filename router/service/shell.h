@@ -19,6 +19,7 @@
 #include "router/service/edge_model.h"
 #include "router/service/errors.h"
 #include "router/service/event_loop.h"
+#include "router/service/kvstore_prefixes.h"
 #include "router/service/router_metrics.h"
 #include "router/service/stream_edge.h"
 #include "router/service/validate.h"
@@ -105,6 +106,7 @@ class Shell {
 
   TimeNs now_;
   std::unique_ptr<RouterCore> core_;
+  std::unique_ptr<KvStorePrefixes> kvstore_;  // null without a kvstore
   Gate gate_;
   uint64_t next_generation_ = 1;
   std::map<WorkerId, Link> links_;

@@ -139,7 +139,7 @@ void Shell::OnLinkDown(WorkerId w, uint64_t generation, const grpc::Status& stat
   if (it == links_.end() || it->second.generation != generation) return;
   const Worker* worker = core_->workers().Find(w);
   if (worker != nullptr && (it->second.hello || worker->link_failures == 0)) {
-    AS_LOG(kWarn, "worker.link_down") << Field("worker", worker->info.name) << Field("code", status.error_code())
+    AS_LOG(kInfo, "worker.link_down") << Field("worker", worker->info.name) << Field("code", status.error_code())
                                       << Field("reason", status.error_message())
                                       << Field("sequences", worker->sequences.size());
   }
@@ -323,6 +323,7 @@ void Shell::FillCluster(v1::WatchClusterResponse* out) const {
   out->set_policy(std::string(core_->policy().name));
   out->set_tokens_per_s(tokens_per_s_);
   out->set_model_id(model_.model_id);
+  out->set_kvstore_connected(kvstore_ != nullptr && kvstore_->connected());
 }
 
 }  // namespace agentserve::router

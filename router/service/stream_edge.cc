@@ -12,8 +12,7 @@ void FillTimeline(const Timeline& t, common::v1::Timeline* out) {
   out->set_prefill_wait_ms(t.prefill_wait_ms);
   out->set_prefill_ms(t.prefill_ms);
   out->set_transfer_bytes(t.transfer_bytes);
-  // "recompute" moved nothing.
-  if (t.transfer_path == "mapped" || t.transfer_path == "stream") out->set_transfer_path(t.transfer_path);
+  out->set_transfer_path(t.transfer_path);
   out->set_transfer_gb_per_s(t.transfer_gb_per_s);
   out->set_transfer_exposed_ms(t.transfer_exposed_ms);
   out->set_decode_wait_ms(t.decode_wait_ms);

@@ -48,9 +48,10 @@ std::vector<std::vector<uint32_t>> Reference(uint32_t vocab) {
     sampling.max_tokens = kOutputTokens;
     sampling.ignore_eos = true;
     const std::vector<uint32_t> prompt(request.token_ids().ids().begin(), request.token_ids().ids().end());
-    auto result = model::Generate(**loaded, prompt, sampling, {});
+    auto result = model::Generate(**loaded, prompt, sampling, {}, {});
     EXPECT_TRUE(result.ok()) << result.status();
-    out.push_back(result->tokens);
+    out.emplace_back();
+    for (const engine::SampledToken& t : result->tokens) out.back().push_back(t.token);
   }
   return out;
 }

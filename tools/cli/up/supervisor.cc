@@ -186,7 +186,9 @@ void Supervisor::OnLine(size_t i, std::string_view line) {
   }
   live.last_lines.emplace_back(line);
   if (live.last_lines.size() > kKeptLines) live.last_lines.pop_front();
-  console_.Line(i, line);
+  // While services stop one after the other, the later ones complain of the earlier: expected, so not for quiet eyes.
+  const bool expected = config_.console.quiet && core_.stopping() && core_.failure().empty();
+  if (!expected) console_.Line(i, line);
   if (core_.state(i) != ClusterCore::State::kRunning || core_.ready(i) || !IsReadyLine(line)) return;
   core_.OnReady(i);
   if (live.ready_s < 0) live.ready_s = ToSeconds(clock_.Now() - begin_);
@@ -235,7 +237,9 @@ void Supervisor::CheckReady() {
   if (is_ready_ || core_.stopping()) return;
   const TimeNs now = clock_.Now();
   if (config_.ready_port != 0) probe_.Tick(now);
-  const bool ready = config_.ready_port != 0 ? gateway_ok_ : core_.all_ready();
+  const bool answered = config_.ready_port == 0 || gateway_ok_;
+  const bool all_said_so = core_.all_ready() || (config_.ready_port != 0 && !config_.wait_for_all);
+  const bool ready = answered && all_said_so;
   if (ready) {
     BecomeReady();
   } else if (now - begin_ > config_.ready_timeout) {

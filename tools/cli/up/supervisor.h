@@ -46,6 +46,8 @@ struct SupervisorConfig {
   std::string ready_host;
   int ready_port = 0;
   std::string ready_path = "/ready";
+  // Also wait until each child said that it is ready; set it only if their log level lets them say so.
+  bool wait_for_all = false;
   base::TimeNs ready_timeout = 600 * base::kNsPerSecond;
   // Top-level fields of the state file, as JSON text of an object.
   std::string state_fields_json = "{}";

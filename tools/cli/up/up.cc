@@ -136,6 +136,7 @@ SupervisorConfig MakeSupervisorConfig(const UpConfig& c, std::vector<ManagedChil
   s.log_dir = c.log_dir;
   s.ready_host = c.host;
   s.ready_port = c.port;
+  s.wait_for_all = c.log_level == "info" || c.log_level == "debug";
   s.ready_timeout = static_cast<base::TimeNs>(c.ready_timeout_s * 1e9);
   s.state_fields_json = StateFields(c);
   s.on_ready = [c, children = s.children](const ReadyReport& report) {
