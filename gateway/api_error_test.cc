@@ -42,6 +42,7 @@ TEST(FromGrpc, Table) {
            Row{StatusCode::DEADLINE_EXCEEDED, "", 504, "deadline_exceeded", "deadline_exceeded"},
            Row{StatusCode::UNAVAILABLE, "NO_WORKER", 503, "unavailable", "unavailable"},
            Row{StatusCode::ABORTED, "PREEMPTED", 503, "unavailable", "unavailable"},
+           Row{StatusCode::ABORTED, "POISON", 500, "internal_error", "poison_request"},
            Row{StatusCode::FAILED_PRECONDITION, "", 502, "upstream_error", "upstream_error"},
            Row{StatusCode::INTERNAL, "", 500, "internal_error", "internal_error"},
            Row{StatusCode::UNIMPLEMENTED, "", 501, "not_implemented", "not_implemented"},

@@ -60,7 +60,8 @@ struct GatewayConfig {
   std::string router = "127.0.0.1:7000";
   // One HTTP/2 connection is one flow-control window and one poller, hence more than one.
   int router_channels = 2;
-  int io_threads = 1;
+  // Two, so that parsing one huge body does not hold up everyone else's tokens.
+  int io_threads = 2;
   std::vector<std::string> api_keys;
   // Value of access-control-allow-origin; empty = no CORS headers.
   std::string cors_origin;

@@ -186,7 +186,9 @@ void Supervisor::OnLine(size_t i, std::string_view line) {
   }
   live.last_lines.emplace_back(line);
   if (live.last_lines.size() > kKeptLines) live.last_lines.pop_front();
-  console_.Line(i, line);
+  // While services stop one after the other, the later ones complain of the earlier: expected, so not for quiet eyes.
+  const bool expected = config_.console.quiet && core_.stopping() && core_.failure().empty();
+  if (!expected) console_.Line(i, line);
   if (core_.state(i) != ClusterCore::State::kRunning || core_.ready(i) || !IsReadyLine(line)) return;
   core_.OnReady(i);
   if (live.ready_s < 0) live.ready_s = ToSeconds(clock_.Now() - begin_);
