@@ -51,6 +51,7 @@ void RouterCore::OnLinkUp(WorkerId id, TimeNs now) {
   if (w == nullptr || w->linked) return;
   w->linked = true;
   w->link_failures = 0;
+  w->last_step = -1;
   w->last_message = now;
   w->has_load = false;
   w->saturated = false;
@@ -322,11 +323,11 @@ void RouterCore::OnKvReady(WorkerId id, SeqId seq, uint32_t attempt, const KvRea
 void RouterCore::OnStep(WorkerId id, uint64_t step, const std::vector<StepToken>& tokens, TimeNs now) {
   Worker* w = Heard(id, now);
   if (w == nullptr) return;
-  if (step <= w->last_step) {  // a repeated message: its tokens are out already
+  if (static_cast<int64_t>(step) <= w->last_step) {  // a repeated message: its tokens are out already
     ++stats_.late_messages;
     return;
   }
-  w->last_step = step;
+  w->last_step = static_cast<int64_t>(step);
   for (const StepToken& t : tokens) OnStepToken(w, t, now);
   Pump(now);
 }
@@ -362,7 +363,15 @@ void RouterCore::OnFinished(WorkerId id, SeqId seq, uint32_t attempt, const Sequ
   Sequence* s = FindForDecode(id, seq, attempt);
   if (s == nullptr) return;
   if (s->phase != SeqPhase::kFinishing) {
-    FailOnDecode(s, {FailKind::kExecutor, "it ended without a last token"}, now);
+    const uint32_t context = workers_.Find(id)->info.context_length;
+    const size_t length = RequestOf(*s).sub.prompt->size() + s->generated.size();
+    const bool at_its_limit = context > 0 && length >= context && !s->generated.empty();
+    if (at_its_limit) {
+      s->finish = FinishReason::kLength;  // the last token came from the prefill worker
+    } else {
+      FailOnDecode(s, {FailKind::kExecutor, "it ended without a last token"}, now);
+    }
+    if (at_its_limit) FinishAndMaybePark(s, now);
     Pump(now);
     return;
   }

@@ -40,7 +40,7 @@ struct Worker {
   bool has_load = false;
   bool saturated = false;  // refused work; until its next load report
   WorkerLoad load;
-  uint64_t last_step = 0;
+  int64_t last_step = -1;  // of this link
   // Decode: sequences placed here. Prefill: prompts started or held here.
   std::set<SeqId> sequences;
   // Decode only.
