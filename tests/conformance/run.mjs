@@ -22,6 +22,17 @@ if (!baseURL) {
 const apiKey = process.env.AGENTSERVE_API_KEY ?? 'none';
 const fake = process.env.AGENTSERVE_FAKE === '1';
 const client = new OpenAI({ baseURL, apiKey, maxRetries: 0, timeout: 60_000 });
+
+// A cluster that was just started may still load its model.
+for (let left = 600; ; --left) {
+  const health = await fetch(new URL('/health', baseURL)).catch(() => null);
+  if (health?.ok) break;
+  if (left === 0) {
+    console.error(`${baseURL}: /health does not answer 200 within 60 s`);
+    process.exit(1);
+  }
+  await new Promise((r) => setTimeout(r, 100));
+}
 const model = (await client.models.list()).data[0].id;
 const user = (content) => [{ role: 'user', content }];
 const ask = (content, more = {}) => ({ model, messages: user(content), max_completion_tokens: 32, ...more });
