@@ -107,10 +107,10 @@ class Filler {
   bool final_set_ = false;
 };
 
-constexpr std::string_view kOwnFields[] = {"program_id",  "parent_program_id", "workflow_class", "step_index",
-                                           "steps_left",  "blocking",          "priority",       "strict_tier",
-                                           "deadline_ms", "osl",               "total_calls",    "tool_name",
-                                           "tool_gap_ms", "kv_retain_ms",      "final",          "depends_on"};
+constexpr std::string_view kOwnFields[] = {
+    "program_id",  "parent_program_id", "workflow_class", "step_index", "steps_left",  "blocking",
+    "priority",    "strict_tier",       "deadline_ms",    "osl",        "total_calls", "tool_name",
+    "tool_gap_ms", "kv_retain_ms",      "final",          "depends_on"};
 
 void FromOwnHeaders(const HttpRequest& request, Filler& fill) {
   constexpr std::string_view kPrefix = "x-agentserve-";

@@ -5,8 +5,8 @@
 //   x-session-id family, x-smg-routing-key  >  nvext.agent_hints  >  program_id, session_id, priority of the body
 //   >  metadata["agent.*"]  >  prompt_cache_key
 // Hints never fail a request: values that do not parse are skipped, numbers are clamped, ids are cut.
-// Direction of priority: ours and nvext's are "higher is sooner"; the body field `priority` follows vLLM, where lower is
-// sooner, and is negated.
+// Direction of priority: ours and nvext's are "higher is sooner"; the body field `priority` follows vLLM, where lower
+// is sooner, and is negated.
 #pragma once
 
 #include <nlohmann/json.hpp>

@@ -51,8 +51,11 @@ TEST(AgentContext, OrderOfPrecedence) {
   const std::string body = R"({"program_id":"body","session_id":"sid","prompt_cache_key":"pck","priority":5,
     "metadata":{"agent.program_id":"meta","agent.workflow_class":"plan"},
     "nvext":{"agent_hints":{"priority":9,"prefix_id":"nv","osl":12,"strict_priority":true,"total_requests":3}}})";
-  HeaderList headers{{"x-session-id", "opencode"}, {"session-id", "codex"}, {"x-claude-code-session-id", "claude"},
-                     {"x-dynamo-session-id", "dynamo"}, {"x-agentserve-program-id", "own"}};
+  HeaderList headers{{"x-session-id", "opencode"},
+                     {"session-id", "codex"},
+                     {"x-claude-code-session-id", "claude"},
+                     {"x-dynamo-session-id", "dynamo"},
+                     {"x-agentserve-program-id", "own"}};
   for (const char* want : {"own", "dynamo", "claude", "codex", "opencode"}) {
     EXPECT_EQ(Read(headers, body).program_id(), want);
     headers.pop_back();
@@ -77,7 +80,8 @@ TEST(AgentContext, PriorityOfVllmIsInverted) {
 }
 
 TEST(AgentContext, Families) {
-  const auto dynamo = Read({{"x-dynamo-session-id", "a"}, {"x-dynamo-parent-session-id", "b"}, {"x-dynamo-session-final", "true"}});
+  const auto dynamo =
+      Read({{"x-dynamo-session-id", "a"}, {"x-dynamo-parent-session-id", "b"}, {"x-dynamo-session-final", "true"}});
   EXPECT_EQ(dynamo.parent_program_id(), "b");
   EXPECT_TRUE(dynamo.final());
   const auto claude = Read({{"x-claude-code-session-id", "s"}, {"x-claude-code-agent-id", "x"}});
@@ -87,8 +91,11 @@ TEST(AgentContext, Families) {
 }
 
 TEST(AgentContext, NonsenseNeverFails) {
-  const auto c = Read({{"x-agentserve-priority", "high"}, {"x-agentserve-final", "maybe"}, {"x-agentserve-deadline-ms", "-5"},
-                       {"x-agentserve-program-id", std::string(1000, 'x')}, {"x-agentserve-unknown", "1"}},
+  const auto c = Read({{"x-agentserve-priority", "high"},
+                       {"x-agentserve-final", "maybe"},
+                       {"x-agentserve-deadline-ms", "-5"},
+                       {"x-agentserve-program-id", std::string(1000, 'x')},
+                       {"x-agentserve-unknown", "1"}},
                       R"({"nvext":[1],"metadata":"x","priority":{},"messages":5,"session_id":7})");
   EXPECT_FALSE(c.has_priority());
   EXPECT_EQ(c.program_id().size(), kMaxProgramIdBytes);

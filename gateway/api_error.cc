@@ -79,7 +79,7 @@ std::string WithoutPaths(std::string_view text) {
 
 ApiError FromInvalidArgument(const Details& d, std::string message) {
   std::string code;
-  if (d.reason == "CONTEXT_LENGTH_EXCEEDED" || d.reason == "PROMPT_TOO_LONG") {
+  if (d.reason == "CONTEXT_LENGTH_EXCEEDED" || d.reason == "PROMPT_EXCEEDS_KV_POOL") {
     code = "context_length_exceeded";
   } else if (!d.reason.empty()) {
     code = Slug(d.reason);
@@ -156,8 +156,9 @@ ApiError RouteNotFound(std::string_view method, std::string_view path) {
 }
 
 ApiError MethodNotAllowed(std::string_view method, std::string_view path, std::string allow) {
-  ApiError e = Make(405, "invalid_request_error", "method_not_allowed",
-                    StrCat("The route ", Shorten(path, 100), " does not take ", Shorten(method, 20), "; use ", allow, "."));
+  ApiError e =
+      Make(405, "invalid_request_error", "method_not_allowed",
+           StrCat("The route ", Shorten(path, 100), " does not take ", Shorten(method, 20), "; use ", allow, "."));
   e.allow = std::move(allow);
   e.should_retry = false;
   return e;
@@ -190,7 +191,9 @@ ApiError Unavailable(std::string message, int64_t retry_after_ms) {
   return e;
 }
 
-ApiError InternalError(std::string message) { return Make(500, "internal_error", "internal_error", std::move(message)); }
+ApiError InternalError(std::string message) {
+  return Make(500, "internal_error", "internal_error", std::move(message));
+}
 
 std::string GrpcReason(const grpc::Status& status) { return ParseDetails(status).reason; }
 
@@ -235,8 +238,15 @@ ApiError FromGrpc(const grpc::Status& status) {
       }
       return Make(504, "deadline_exceeded", "deadline_exceeded", std::move(message));
     }
-    case grpc::StatusCode::UNAVAILABLE:
     case grpc::StatusCode::ABORTED:
+      if (d.reason == "POISON") {  // it brought workers down before: to send it again can only do harm
+        ApiError e = InternalError(std::move(message));
+        e.code = "poison_request";
+        e.should_retry = false;
+        return e;
+      }
+      return Unavailable(std::move(message), retry_ms);
+    case grpc::StatusCode::UNAVAILABLE:
       return Unavailable(std::move(message), retry_ms);
     case grpc::StatusCode::UNIMPLEMENTED: {
       ApiError e = Make(501, "not_implemented", "not_implemented", std::move(message));
@@ -249,7 +259,6 @@ ApiError FromGrpc(const grpc::Status& status) {
     default: {
       ApiError e = InternalError(std::move(message));
       if (!d.reason.empty()) e.code = Slug(d.reason);
-      if (d.reason.find("POISON") != std::string::npos || d.reason.find("CRASH") != std::string::npos) e.should_retry = false;
       return e;
     }
   }

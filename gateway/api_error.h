@@ -1,17 +1,16 @@
 // The one place where failures become OpenAI-style HTTP errors.
 #pragma once
 
-#include <cstdint>
 #include <grpcpp/support/status.h>
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+
 #include "gateway/http/message.h"
 
 namespace agentserve::gateway {
-
-
 
 // An error that a client sees: `{"error":{"message","type","param","code"}}` plus status and headers.
 struct ApiError {

@@ -37,15 +37,18 @@ TEST(FromGrpc, Table) {
            Row{StatusCode::NOT_FOUND, "MODEL_NOT_FOUND", 404, "not_found_error", "model_not_found"},
            Row{StatusCode::RESOURCE_EXHAUSTED, "QUEUE_FULL", 429, "rate_limit_exceeded", "rate_limit_exceeded"},
            Row{StatusCode::CANCELLED, "", 499, "request_cancelled", "request_cancelled"},
-           Row{StatusCode::DEADLINE_EXCEEDED, "QUEUE_TIMEOUT", 408, "scheduler_queue_timeout", "scheduler_queue_timeout"},
+           Row{StatusCode::DEADLINE_EXCEEDED, "QUEUE_TIMEOUT", 408, "scheduler_queue_timeout",
+               "scheduler_queue_timeout"},
            Row{StatusCode::DEADLINE_EXCEEDED, "", 504, "deadline_exceeded", "deadline_exceeded"},
            Row{StatusCode::UNAVAILABLE, "NO_WORKER", 503, "unavailable", "unavailable"},
            Row{StatusCode::ABORTED, "PREEMPTED", 503, "unavailable", "unavailable"},
+           Row{StatusCode::ABORTED, "POISON", 500, "internal_error", "poison_request"},
            Row{StatusCode::FAILED_PRECONDITION, "", 502, "upstream_error", "upstream_error"},
            Row{StatusCode::INTERNAL, "", 500, "internal_error", "internal_error"},
            Row{StatusCode::UNIMPLEMENTED, "", 501, "not_implemented", "not_implemented"},
        }) {
-    const ApiError e = FromGrpc(*row.reason ? DetailedStatus(row.code, "why", row.reason) : grpc::Status(row.code, "why"));
+    const ApiError e =
+        FromGrpc(*row.reason ? DetailedStatus(row.code, "why", row.reason) : grpc::Status(row.code, "why"));
     EXPECT_EQ(e.status, row.status) << row.code;
     EXPECT_EQ(e.type, row.type) << row.code;
     EXPECT_EQ(e.code, row.slug) << row.code;

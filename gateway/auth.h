@@ -18,8 +18,8 @@ class Authenticator {
   // No keys: everyone is the tenant "anonymous".
   explicit Authenticator(const std::vector<std::string>& keys);
 
-  // The tenant of the request ("key-0", "key-1", .. by place in the list), or the 401. Reads `Authorization: Bearer` and
-  // `x-api-key`. Takes the same time for every wrong key.
+  // The tenant of the request ("key-0", "key-1", .. by place in the list), or the 401. Reads `Authorization: Bearer`
+  // and `x-api-key`. Takes the same time for every wrong key.
   std::optional<ApiError> Check(const HttpRequest& request, std::string* tenant) const;
   bool enabled() const { return !digests_.empty(); }
 

@@ -9,8 +9,8 @@
 namespace agentserve::gateway {
 
 struct HttpLimits {
-  // A full 131,072-token context as JSON token ids is below 1 MiB and as text about 600 KiB; sixteen megabytes leave room
-  // for tools, logit_bias and escaped text, while a thousand uploads still fit in `inflight_body_bytes`.
+  // A full 131,072-token context as JSON token ids is below 1 MiB and as text about 600 KiB; sixteen megabytes leave
+  // room for tools, logit_bias and escaped text, while a thousand uploads still fit in `inflight_body_bytes`.
   size_t body_bytes = 16u << 20;
   // All request bodies that are being received or served at once: 64 of the largest size.
   size_t inflight_body_bytes = 1u << 30;
@@ -49,7 +49,8 @@ struct RequestLimits {
   uint32_t logit_bias = 1024;
   // Nesting of the request JSON: deep JSON schemas of tools stay below 40.
   int json_depth = 64;
-  // Values in the request JSON: more than any token list a model can take, small enough to parse in well under a second.
+  // Values in the request JSON: more than any token list a model can take, small enough to parse in well under a
+  // second.
   size_t json_values = 2'000'000;
 };
 
@@ -59,7 +60,8 @@ struct GatewayConfig {
   std::string router = "127.0.0.1:7000";
   // One HTTP/2 connection is one flow-control window and one poller, hence more than one.
   int router_channels = 2;
-  int io_threads = 1;
+  // Two, so that parsing one huge body does not hold up everyone else's tokens.
+  int io_threads = 2;
   std::vector<std::string> api_keys;
   // Value of access-control-allow-origin; empty = no CORS headers.
   std::string cors_origin;

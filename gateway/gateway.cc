@@ -180,9 +180,9 @@ std::shared_ptr<ActiveRequest> Gateway::Handle(HttpRequest request, std::shared_
     case RouteId::kLive:
       return ReplyJson(call, 200, "{\"status\":\"ok\"}"), nullptr;
     case RouteId::kVersion:
-      return ReplyJson(call, 200,
-                       StrCat("{\"version\":", JsonString(base::Version()), ",\"commit\":", JsonString(base::Commit()),
-                              "}")),
+      return ReplyJson(
+                 call, 200,
+                 StrCat("{\"version\":", JsonString(base::Version()), ",\"commit\":", JsonString(base::Commit()), "}")),
              nullptr;
     case RouteId::kMetrics: {
       HttpReply reply;
@@ -250,8 +250,9 @@ void Gateway::Health(Call call) {
   // The shape that llama-server has while it loads; watchers of it parse `error.message`.
   HttpReply reply;
   reply.status = 503;
-  reply.body = StrCat("{\"error\":{\"code\":503,\"message\":", JsonString(draining_ ? "Shutting down" : "Loading model"),
-                      ",\"type\":\"unavailable_error\"}}");
+  reply.body =
+      StrCat("{\"error\":{\"code\":503,\"message\":", JsonString(draining_ ? "Shutting down" : "Loading model"),
+             ",\"type\":\"unavailable_error\"}}");
   reply.headers.emplace_back("retry-after", "1");
   Reply(call, std::move(reply));
 }
@@ -283,7 +284,8 @@ Metadata Gateway::MetadataFor(const Call& call) const {
 }
 
 std::shared_ptr<ActiveRequest> Gateway::Generate(Call call, bool chat) {
-  if (!call.request.Header("x-stainless-retry-count").empty() && call.request.Header("x-stainless-retry-count") != "0") {
+  if (!call.request.Header("x-stainless-retry-count").empty() &&
+      call.request.Header("x-stainless-retry-count") != "0") {
     metrics_.client_retries.Increment();
   }
   const auto json = Body(call);
@@ -295,7 +297,8 @@ std::shared_ptr<ActiveRequest> Gateway::Generate(Call call, bool chat) {
   if (error) return ReplyError(call, *error), nullptr;
   for (const auto& name : start.parsed.ignored) {
     metrics_.CountIgnoredField(name);
-    AS_LOG(kDebug, "request.field_ignored") << Field("field", Shorten(name, 100)) << Field("request_id", call.request_id);
+    AS_LOG(kDebug, "request.field_ignored")
+        << Field("field", Shorten(name, 100)) << Field("request_id", call.request_id);
   }
   start.parsed.options.timeline |= call.request.Header("x-agentserve-timeline") == "1";
   start.budget_ms = config_.request_timeout_ms;
@@ -359,17 +362,17 @@ std::shared_ptr<ActiveRequest> Gateway::Detokenize(Call call) {
   auto active = std::make_shared<UnaryActive>();
   const Metadata metadata = MetadataFor(call);
   auto shared = std::make_shared<Call>(std::move(call));
-  active->handle = router_.Detokenize(
-      request, metadata, kUnaryDeadlineMs,
-      [this, shared, active](const grpc::Status& status, const pb::DetokenizeResponse& response) {
-        boost::asio::post(shared->exchange->executor(), [this, shared, active, status, response] {
-          if (active->gone) return;
-          if (!status.ok()) return ReplyError(*shared, FromGrpc(status));
-          const std::string text = JsonString(response.text());
-          // vLLM calls it prompt, llama-server content.
-          ReplyJson(*shared, 200, StrCat("{\"prompt\":", text, ",\"content\":", text, "}"));
-        });
-      });
+  active->handle =
+      router_.Detokenize(request, metadata, kUnaryDeadlineMs,
+                         [this, shared, active](const grpc::Status& status, const pb::DetokenizeResponse& response) {
+                           boost::asio::post(shared->exchange->executor(), [this, shared, active, status, response] {
+                             if (active->gone) return;
+                             if (!status.ok()) return ReplyError(*shared, FromGrpc(status));
+                             const std::string text = JsonString(response.text());
+                             // vLLM calls it prompt, llama-server content.
+                             ReplyJson(*shared, 200, StrCat("{\"prompt\":", text, ",\"content\":", text, "}"));
+                           });
+                         });
   return active;
 }
 

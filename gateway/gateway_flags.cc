@@ -73,10 +73,12 @@ std::string Convert(const RawFlags& raw, GatewayConfig* c) {
         CheckRange("max-connections", raw.max_connections, 1, 1'000'000),
         CheckRange("max-outbound-kib", raw.max_outbound_kib, 64, 1 << 20), CheckRange("max-n", raw.max_n, 1, 128),
         CheckRange("max-prompts", raw.max_prompts, 1, 1024),
-        CheckRange("header-timeout", raw.header_timeout_s, 1, 3600), CheckRange("body-timeout", raw.body_timeout_s, 1, 3600),
-        CheckRange("idle-timeout", raw.idle_timeout_s, 1, 86400), CheckRange("write-timeout", raw.write_timeout_s, 1, 3600),
-        CheckRange("request-timeout", raw.request_timeout_s, 1, 86400), CheckRange("ping-interval", raw.ping_s, 0, 3600),
-        CheckRange("drain-timeout", raw.drain_timeout_s, 0, 3600)}) {
+        CheckRange("header-timeout", raw.header_timeout_s, 1, 3600),
+        CheckRange("body-timeout", raw.body_timeout_s, 1, 3600),
+        CheckRange("idle-timeout", raw.idle_timeout_s, 1, 86400),
+        CheckRange("write-timeout", raw.write_timeout_s, 1, 3600),
+        CheckRange("request-timeout", raw.request_timeout_s, 1, 86400),
+        CheckRange("ping-interval", raw.ping_s, 0, 3600), CheckRange("drain-timeout", raw.drain_timeout_s, 0, 3600)}) {
     if (!error.empty()) return error;
   }
   c->http.body_bytes = static_cast<size_t>(raw.max_body_mib) << 20;

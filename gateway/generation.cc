@@ -17,6 +17,8 @@ constexpr const char* kEventStream = "text/event-stream; charset=utf-8";
 // The router decides about time-outs and says which stage it was; the call's own deadline is the net below that.
 constexpr int64_t kDeadlineSlackMs = 2'000;
 constexpr int64_t kRetryPollMs = 50;
+// gRPC ends the reads without a status if it cannot parse an event.
+constexpr int64_t kStatusWaitMs = 500;
 constexpr int kMaxAttempts = 2;
 
 ReplyIdentity MakeIdentity(const GenerationStart& start) {
@@ -78,7 +80,7 @@ void Generation::PrepareTokenIds(size_t prompt) {
   preparing_.push_back(deps_.router->Tokenize(
       tokenize, start_.metadata, RemainingMs(),
       [weak = weak_from_this(), executor = exchange_->executor(), prompt](const grpc::Status& status,
-                                                                           const pb::TokenizeResponse& response) {
+                                                                          const pb::TokenizeResponse& response) {
         boost::asio::post(executor, [weak, prompt, status, response] {
           auto self = weak.lock();
           if (!self || self->over_) return;
@@ -97,18 +99,18 @@ void Generation::PrepareEcho(size_t prompt) {
   pb::DetokenizeRequest detokenize;
   *detokenize.mutable_ids() = request.token_ids().ids();
   ++prepare_open_;
-  preparing_.push_back(deps_.router->Detokenize(
-      detokenize, start_.metadata, RemainingMs(),
-      [weak = weak_from_this(), executor = exchange_->executor(), prompt](const grpc::Status& status,
-                                                                           const pb::DetokenizeResponse& response) {
-        boost::asio::post(executor, [weak, prompt, status, response] {
-          auto self = weak.lock();
-          if (!self || self->over_) return;
-          if (!status.ok()) return self->Fail(FromGrpc(status));
-          self->assembler_.SetEcho(prompt, response.text());
-          self->OnPrepared();
-        });
-      }));
+  preparing_.push_back(
+      deps_.router->Detokenize(detokenize, start_.metadata, RemainingMs(),
+                               [weak = weak_from_this(), executor = exchange_->executor(), prompt](
+                                   const grpc::Status& status, const pb::DetokenizeResponse& response) {
+                                 boost::asio::post(executor, [weak, prompt, status, response] {
+                                   auto self = weak.lock();
+                                   if (!self || self->over_) return;
+                                   if (!status.ok()) return self->Fail(FromGrpc(status));
+                                   self->assembler_.SetEcho(prompt, response.text());
+                                   self->OnPrepared();
+                                 });
+                               }));
 }
 
 void Generation::OnPrepared() {
@@ -144,6 +146,9 @@ void Generation::OnSource(size_t source) {
   }
   if (batch.status) {
     OnStatus(source, *batch.status, &out);
+  } else if (batch.read_ended) {
+    s.status_until = deps_.clock->Now() + kStatusWaitMs * base::kNsPerMs;
+    ArmTimer();
   }
   if (!over_) WriteOut(out);
 }
@@ -193,6 +198,7 @@ void Generation::ObserveDelta(size_t source, const pb::Delta& delta) {
 void Generation::OnStatus(size_t source, const grpc::Status& status, std::string* out) {
   Source& s = sources_[source];
   s.call.reset();
+  s.status_until = 0;
   if (status.ok()) {
     s.over = true;
     const bool all = std::all_of(sources_.begin(), sources_.end(), [](const Source& x) { return x.over; });
@@ -336,6 +342,9 @@ void Generation::ArmTimer() {
   const TimeNs now = deps_.clock->Now();
   TimeNs next = INT64_MAX;
   if (retry_until_ != 0) next = std::min(next, now + kRetryPollMs * base::kNsPerMs);
+  for (const Source& s : sources_) {
+    if (s.status_until != 0) next = std::min(next, s.status_until);
+  }
   if (start_.parsed.options.stream) {
     if (!committed_) {
       next = std::min(next, start_.received_ns + deps_.config->commit_headers_ms * base::kNsPerMs);
@@ -356,6 +365,11 @@ void Generation::OnTimer() {
   const TimeNs now = deps_.clock->Now();
   if (retry_until_ != 0) RetryLost(now);
   if (over_) return;
+  for (const Source& s : sources_) {
+    if (s.status_until != 0 && now >= s.status_until) {
+      return Fail(InternalError("the router sent an event that cannot be read"));
+    }
+  }
   if (start_.parsed.options.stream && !committed_ &&
       now >= start_.received_ns + deps_.config->commit_headers_ms * base::kNsPerMs) {
     std::string out;

@@ -54,6 +54,7 @@ class Generation final : public ActiveRequest, public std::enable_shared_from_th
     bool emitted = false;  // output was received: a second try would repeat it
     bool over = false;
     bool waits_for_router = false;  // lost its router, retried when it is back
+    base::TimeNs status_until = 0;  // events ended; when the status is overdue
   };
 
   void Prepare();

@@ -10,14 +10,43 @@ namespace agentserve::gateway {
 namespace {
 
 TEST(ParseJson, Torture) {
-  for (const char* bad : {"", " ", "{", "[1,", "{\"a\":}", "{\"a\" 1}", "nul", "tru", "01", "1.", ".5", "+1", "NaN",
-                          "Infinity", "1e309", "-1e309", "\"\\x\"", "\"\\u12\"", "\"\xFF\"", "\"\xC0\xAF\"", "\"\xED\xA0\x80\"",
-                          "[1]]", "{}{}", "{'a':1}", "{\"a\":1,}", "[1,]", "\"\t\"", "\"\\uD800\"", "// x\n1", "\xEF\xBB\xBF" "x"}) {
+  for (const char* bad : {"",
+                          " ",
+                          "{",
+                          "[1,",
+                          "{\"a\":}",
+                          "{\"a\" 1}",
+                          "nul",
+                          "tru",
+                          "01",
+                          "1.",
+                          ".5",
+                          "+1",
+                          "NaN",
+                          "Infinity",
+                          "1e309",
+                          "-1e309",
+                          "\"\\x\"",
+                          "\"\\u12\"",
+                          "\"\xFF\"",
+                          "\"\xC0\xAF\"",
+                          "\"\xED\xA0\x80\"",
+                          "[1]]",
+                          "{}{}",
+                          "{'a':1}",
+                          "{\"a\":1,}",
+                          "[1,]",
+                          "\"\t\"",
+                          "\"\\uD800\"",
+                          "// x\n1",
+                          "\xEF\xBB\xBF"
+                          "x"}) {
     const auto r = ParseJson(bad, 64, 1000);
     EXPECT_FALSE(r.ok()) << bad;
     EXPECT_LT(r.status().message().size(), 400U);
   }
-  for (const char* good : {"{}", "[]", "0", "-0", "1e308", "\"\\uD83D\\uDE00\"", " {\"a\" : [ 1 , null ] } ", "{\"a\":1,\"a\":2}"}) {
+  for (const char* good :
+       {"{}", "[]", "0", "-0", "1e308", "\"\\uD83D\\uDE00\"", " {\"a\" : [ 1 , null ] } ", "{\"a\":1,\"a\":2}"}) {
     EXPECT_TRUE(ParseJson(good, 64, 1000).ok()) << good;
   }
   EXPECT_EQ((*ParseJson("{\"a\":1,\"a\":2}", 64, 1000))["a"], 2) << "the last one counts";
@@ -33,7 +62,8 @@ TEST(ParseJson, DepthAndSizeAreBounded) {
 }
 
 TEST(RawTopLevelMember, FindsTheTextOfAValue) {
-  const std::string body = R"( { "a" : {"tools":[9]} , "tools" : [ {"z":1, "b":"]"} ] ,"s":"x\"y","n":-1.5e3,"tools2":null } )";
+  const std::string body =
+      R"( { "a" : {"tools":[9]} , "tools" : [ {"z":1, "b":"]"} ] ,"s":"x\"y","n":-1.5e3,"tools2":null } )";
   EXPECT_EQ(RawTopLevelMember(body, "tools"), R"([ {"z":1, "b":"]"} ])");
   EXPECT_EQ(RawTopLevelMember(body, "s"), R"("x\"y")");
   EXPECT_EQ(RawTopLevelMember(body, "n"), "-1.5e3");
@@ -48,7 +78,10 @@ TEST(AppendJsonString, RoundTripsEveryByte) {
   for (int c = 0; c < 128; ++c) all += static_cast<char>(c);
   all += "\xC3\xA9\xE2\x82\xAC\xF0\x9F\x98\x80";
   EXPECT_EQ(Json::parse(JsonString(all)), all);
-  EXPECT_EQ(Json::parse(JsonString("a\xFF" "b\xC3")), "a\xEF\xBF\xBD" "b\xEF\xBF\xBD");
+  EXPECT_EQ(Json::parse(JsonString("a\xFF"
+                                   "b\xC3")),
+            "a\xEF\xBF\xBD"
+            "b\xEF\xBF\xBD");
 }
 
 TEST(AppendJsonNumber, NeverWritesWhatJsonLacks) {

@@ -10,10 +10,22 @@ constexpr const char* kPrefix = "agentserve_gateway_";
 std::string Name(std::string_view n) { return base::StrCat(kPrefix, n); }
 
 // Fields of the OpenAI and vLLM surfaces that are accepted and have no effect.
-constexpr std::string_view kKnownIgnored[] = {
-    "user",           "store",        "service_tier",     "safety_identifier", "reasoning_effort", "verbosity",
-    "prediction",     "request_id",   "stream_interval",  "length_penalty",    "include_reasoning", "logprob_token_ids",
-    "thinking_token_budget", "spaces_between_special_tokens", "web_search_options", "other"};
+constexpr std::string_view kKnownIgnored[] = {"user",
+                                              "store",
+                                              "service_tier",
+                                              "safety_identifier",
+                                              "reasoning_effort",
+                                              "verbosity",
+                                              "prediction",
+                                              "request_id",
+                                              "stream_interval",
+                                              "length_penalty",
+                                              "include_reasoning",
+                                              "logprob_token_ids",
+                                              "thinking_token_budget",
+                                              "spaces_between_special_tokens",
+                                              "web_search_options",
+                                              "other"};
 
 constexpr std::string_view kFinishes[] = {"stop", "length", "tool_calls", "error", "client_gone"};
 
@@ -21,9 +33,10 @@ constexpr std::string_view kFinishes[] = {"stop", "length", "tool_calls", "error
 
 GatewayMetrics::GatewayMetrics()
     : metrics_({}),
-      ttft_s(metrics_.Histogram(Name("time_to_first_token_seconds"),
-                                "From the whole request received to the first output, tokenizing and queueing included.",
-                                base::TtftBuckets())),
+      ttft_s(
+          metrics_.Histogram(Name("time_to_first_token_seconds"),
+                             "From the whole request received to the first output, tokenizing and queueing included.",
+                             base::TtftBuckets())),
       itl_s(metrics_.Histogram(Name("inter_token_latency_seconds"), "Between two outputs of one sequence.",
                                base::ItlBuckets())),
       e2e_s(metrics_.Histogram(Name("e2e_request_latency_seconds"), "From the whole request received to the end.",
@@ -41,22 +54,24 @@ GatewayMetrics::GatewayMetrics()
       body_bytes(metrics_.Gauge(Name("body_bytes"), "Request bodies held, reserved size.")),
       router_ready(metrics_.Gauge(Name("router_ready"), "1 = the router answers and can serve.")),
       connections_refused(metrics_.Counter(Name("connections_refused_total"), "Connections beyond the limit.")),
-      disconnects(metrics_.Counter(Name("client_disconnects_total"), "Clients that left before their reply was complete.")),
+      disconnects(
+          metrics_.Counter(Name("client_disconnects_total"), "Clients that left before their reply was complete.")),
       slow_clients(metrics_.Counter(Name("slow_clients_total"), "Streams closed because the client did not read.")),
       retries(metrics_.Counter(Name("router_retries_total"), "Requests sent to the router a second time.")),
       client_retries(metrics_.Counter(Name("client_retries_total"), "Requests that their SDK marked as a retry.")),
       pings(metrics_.Counter(Name("pings_total"), "Keep-alive comments on silent streams.")) {
   const std::string finish_help = "Ends of sequences by reason.";
   for (const auto f : kFinishes) {
-    finishes_[std::string(f)] =
-        &metrics_.Counter(Name("finish_total"), finish_help, {{"reason", std::string(f)}});
+    finishes_[std::string(f)] = &metrics_.Counter(Name("finish_total"), finish_help, {{"reason", std::string(f)}});
   }
   const std::string ignored_help = "Body members that were accepted and have no effect.";
   for (const auto f : kKnownIgnored) {
-    ignored_[std::string(f)] = &metrics_.Counter(Name("ignored_fields_total"), ignored_help, {{"field", std::string(f)}});
+    ignored_[std::string(f)] =
+        &metrics_.Counter(Name("ignored_fields_total"), ignored_help, {{"field", std::string(f)}});
   }
-  metrics_.Gauge(Name("info"), "Always 1; labels say which build this is.",
-                 {{"version", base::Version()}, {"commit", base::Commit()}})
+  metrics_
+      .Gauge(Name("info"), "Always 1; labels say which build this is.",
+             {{"version", base::Version()}, {"commit", base::Commit()}})
       .Set(1);
 }
 
@@ -73,7 +88,8 @@ void GatewayMetrics::CountReject(std::string_view reason) {
   auto it = reasons_.find(reason);
   if (it == reasons_.end()) {
     const std::string label(reasons_.size() < kMaxReasons ? reason : "other");
-    auto& counter = metrics_.Counter(Name("rejects_total"), "Requests refused or failed, by reason.", {{"reason", label}});
+    auto& counter =
+        metrics_.Counter(Name("rejects_total"), "Requests refused or failed, by reason.", {{"reason", label}});
     it = reasons_.emplace(label, &counter).first;
   }
   it->second->Increment();

@@ -62,8 +62,7 @@ void ModelWatcher::OnAnswer(const grpc::Status& status, const pb::GetModelRespon
     state_.reachable = status.ok();
     state_.ready = status.ok() && response.ready();
     if (status.ok()) {
-      state_.facts = {response.model_id(), response.context_length(), response.vocab_size(),
-                      response.created_unix_s()};
+      state_.facts = {response.model_id(), response.context_length(), response.vocab_size(), response.created_unix_s()};
       state_.problem = state_.ready ? "" : "no worker is ready to serve the model";
     } else {
       state_.problem = base::StrCat("the router does not answer: ", status.error_message());

@@ -55,8 +55,16 @@ void GenerateCall::Start(pb::RouterService::Stub* stub, const pb::GenerateReques
 }
 
 void GenerateCall::OnReadDone(bool ok) {
-  if (!ok) return RemoveHold();
   std::function<void()> notify;
+  if (!ok) {
+    {
+      std::lock_guard lock(mutex_);
+      inbox_.read_ended = true;
+      if (!std::exchange(notified_, true)) notify = notify_;
+    }
+    if (notify) notify();
+    return RemoveHold();
+  }
   bool read_on = true;
   {
     std::lock_guard lock(mutex_);

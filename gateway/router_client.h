@@ -42,6 +42,7 @@ class GenerateCall final : public grpc::ClientReadReactor<pb::GenerateResponse>,
  public:
   struct Batch {
     std::vector<pb::GenerateResponse> events;
+    bool read_ended = false;             // no more events; the status follows at once unless an event was unreadable
     std::optional<grpc::Status> status;  // set once, when the call is over and all events were taken
   };
 

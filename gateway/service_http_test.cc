@@ -42,7 +42,8 @@ TEST(Http, NotReadyIsSaid) {
   GatewayFixture g([](GatewayConfig& c) { c.router = "127.0.0.1:1"; }, false);
   const RawResponse health = g.Ask(Get("/health"));
   EXPECT_EQ(health.status, 503);
-  EXPECT_EQ(json::parse(health.body), json::parse(R"({"error":{"code":503,"message":"Loading model","type":"unavailable_error"}})"));
+  EXPECT_EQ(json::parse(health.body),
+            json::parse(R"({"error":{"code":503,"message":"Loading model","type":"unavailable_error"}})"));
   EXPECT_EQ(g.Ask(Get("/ready")).status, 503);
   EXPECT_EQ(g.Ask(Get("/live")).status, 200);
   EXPECT_EQ(g.Ask(Get("/v1/models")).status, 503);
@@ -107,12 +108,14 @@ TEST(Http, AllBodiesTogetherAreBounded) {
   GatewayFixture g([](GatewayConfig& c) { c.http.inflight_body_bytes = 3000; });
   RawClient holder(g.port());
   holder.Send("POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: 2000\r\n\r\n");
-  ASSERT_TRUE(GatewayFixture::Eventually([&] { return g.Metrics().find("agentserve_gateway_body_bytes 2000") != std::string::npos; }));
+  ASSERT_TRUE(GatewayFixture::Eventually(
+      [&] { return g.Metrics().find("agentserve_gateway_body_bytes 2000") != std::string::npos; }));
   const RawResponse r = g.Ask(Post("/tokenize", std::string(2000, ' ')));
   EXPECT_EQ(r.status, 503);
   EXPECT_TRUE(r.headers.contains("retry-after"));
   holder.Close();
-  ASSERT_TRUE(GatewayFixture::Eventually([&] { return g.Metrics().find("agentserve_gateway_body_bytes 0") != std::string::npos; }));
+  ASSERT_TRUE(GatewayFixture::Eventually(
+      [&] { return g.Metrics().find("agentserve_gateway_body_bytes 0") != std::string::npos; }));
   EXPECT_EQ(g.Ask(Post("/tokenize", R"({"prompt":"ab"})")).status, 200);
 }
 
@@ -152,8 +155,8 @@ TEST(Http, BadJsonTorture) {
   GatewayFixture g;
   RawClient c(g.port());  // one connection for all: it must survive each
   for (const std::string body :
-       {"", "{", "[]", "null", "{\"messages\":1}", "{\"messages\":[{}]}", "\xFF\xFE", "{\"messages\":[{\"role\":\"user\",\"content\":\"\xFF\"}]}",
-        "{\"a\":1e999}", "{\"a\":NaN}"}) {
+       {"", "{", "[]", "null", "{\"messages\":1}", "{\"messages\":[{}]}", "\xFF\xFE",
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"\xFF\"}]}", "{\"a\":1e999}", "{\"a\":NaN}"}) {
     ASSERT_TRUE(c.Send(Post("/v1/chat/completions", body)));
     const RawResponse r = c.Read();
     EXPECT_EQ(r.status, 400) << body;
@@ -240,13 +243,15 @@ TEST(Http, ConnectionLimit) {
 TEST(Http, RequestIdsAreCarried) {
   GatewayFixture g;
   const std::string trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-  const RawResponse r = g.Ask(Post("/v1/chat/completions", kHello, StrCat("x-request-id: abc-1\r\ntraceparent: ", trace, "\r\n")));
+  const RawResponse r =
+      g.Ask(Post("/v1/chat/completions", kHello, StrCat("x-request-id: abc-1\r\ntraceparent: ", trace, "\r\n")));
   EXPECT_EQ(r.headers.at("x-request-id"), "abc-1");
   EXPECT_EQ(g.router().last_metadata()["x-request-id"], "abc-1");
   EXPECT_EQ(g.router().last_metadata()["traceparent"], trace);
   EXPECT_EQ(g.router().last_request().trace().traceparent(), trace);
   EXPECT_EQ(g.router().last_request().trace().client_request_id(), "abc-1");
-  const RawResponse odd = g.Ask(Get("/health", StrCat("x-request-id: ", std::string(200, 'x'), "\r\ntraceparent: no\r\n")));
+  const RawResponse odd =
+      g.Ask(Get("/health", StrCat("x-request-id: ", std::string(200, 'x'), "\r\ntraceparent: no\r\n")));
   EXPECT_TRUE(odd.headers.at("x-request-id").starts_with("req-"));
 }
 

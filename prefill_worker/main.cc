@@ -2,7 +2,10 @@
 #include "prefill_worker/worker.h"
 
 int main(int argc, char** argv) {
-  return agentserve::worker::RunWorker(
-      argc, argv, agentserve::worker::Role::kPrefill,
-      [](agentserve::worker::Node* node) { return std::make_unique<agentserve::prefill_worker::Worker>(node); });
+  using agentserve::worker::BlockListener;
+  using agentserve::worker::Node;
+  return agentserve::worker::RunWorker(argc, argv, agentserve::worker::Role::kPrefill,
+                                       [](Node* node, BlockListener* listener) {
+                                         return std::make_unique<agentserve::prefill_worker::Worker>(node, listener);
+                                       });
 }

@@ -150,6 +150,9 @@ TEST(ChatTemplate, RefusesWhatItCannotRender) {
   EXPECT_THAT(error(request), HasSubstr("not valid JSON"));
   request.tools_json = std::string(100000, '[');
   EXPECT_THAT(error(request), HasSubstr("nested deeper"));
+  request.tools_json = "[0";
+  for (int i = 0; i < 300000; ++i) request.tools_json += ",0";
+  EXPECT_THAT(error(request), HasSubstr("more than 262144 values"));
   request.tools_json = "[{}]";
   request.messages[0].role = "system";
   EXPECT_THAT(error(request), HasSubstr("first user message"));

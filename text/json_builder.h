@@ -50,6 +50,7 @@ class JsonBuilder : public nlohmann::json_sax<nlohmann::json> {
   JsonValue root_;
   std::vector<Frame> stack_;
   std::string error_;
+  size_t values_ = 0;
 };
 
 }  // namespace agentserve::text

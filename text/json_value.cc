@@ -272,6 +272,7 @@ std::string JsonBuilder::Path() const {
 }
 
 bool JsonBuilder::Add(JsonValue value) {
+  if (++values_ > kMaxJsonValues) return Fail(base::StrCat("more than ", kMaxJsonValues, " values; make it smaller"));
   if (stack_.empty()) {
     root_ = std::move(value);
     return true;

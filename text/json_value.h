@@ -39,6 +39,9 @@ struct JsonMember {
 
 // Deeper nesting is refused: printing and destroying recurse.
 inline constexpr int kMaxJsonDepth = 128;
+// Values in one text: about 40 MB of tree. "[0,0,..]" would otherwise make a hundred bytes out of two. A long list of
+// tools has some thousand values.
+inline constexpr size_t kMaxJsonValues = 1 << 18;
 
 // `what` names the text in errors, e.g. a file.
 absl::StatusOr<JsonValue> ParseJson(std::string_view text, std::string_view what);

@@ -4,8 +4,8 @@
 #include <array>
 #include <utility>
 
-#include "base/rng.h"
 #include "text/literal_scanner.h"
+#include "text/tool_event_sink.h"
 
 namespace agentserve::text {
 namespace {
@@ -24,14 +24,6 @@ bool IsNameChar(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '.' || c == '-';
 }
 
-std::string MakeId(uint64_t seed, uint32_t index) {
-  constexpr std::string_view kAlphabet = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-  base::SplitMix64 rng(seed ^ (uint64_t{index} + 1) * 0xD1342543DE82EF95ull);
-  std::string id = "call_";
-  for (int i = 0; i < 24; ++i) id.push_back(kAlphabet[rng.Below(kAlphabet.size())]);
-  return id;
-}
-
 }  // namespace
 
 // A byte-driven machine. `held_` is all text since the point from which things may be (or were, since the last sure
@@ -39,10 +31,10 @@ std::string MakeId(uint64_t seed, uint32_t index) {
 // and nothing is lost.
 class ToolCallParser::Impl {
  public:
-  explicit Impl(ToolParserOptions options) : options_(std::move(options)) {}
+  explicit Impl(ToolParserOptions options)
+      : options_(std::move(options)), sink_(options_.id_seed, !options_.parallel_calls) {}
 
   std::vector<ToolEvent> Feed(std::string_view text) {
-    events_.clear();
     while (!text.empty()) {
       if (state_ == State::kContent) {
         // Most text is content: pass over it in one go.
@@ -54,23 +46,22 @@ class ToolCallParser::Impl {
       Byte(text.front());
       text.remove_prefix(1);
     }
-    return std::move(events_);
+    return sink_.Take();
   }
 
   std::vector<ToolEvent> Finish() {
-    events_.clear();
-    if (call_open_) {
+    if (sink_.call_open()) {
       EndCall(false);  // what is held is a broken token of its arguments
     } else if (held_.find_first_not_of(" \n\t\r,;]}") != std::string::npos) {
       Content(held_);  // else only the end of the syntax of a call
     }
     held_.clear();
     state_ = State::kContent;
-    return std::move(events_);
+    return sink_.Take();
   }
 
-  uint32_t calls() const { return emitted_calls_; }
-  uint32_t complete_calls() const { return complete_calls_; }
+  uint32_t calls() const { return sink_.calls(); }
+  uint32_t complete_calls() const { return sink_.complete_calls(); }
 
  private:
   enum class State {
@@ -132,7 +123,7 @@ class ToolCallParser::Impl {
 
   // What is held is content after all.
   void Reject() {
-    if (call_open_) EndCall(false);
+    if (sink_.call_open()) EndCall(false);
     Content(held_);
     held_.clear();
     state_ = State::kContent;
@@ -347,14 +338,14 @@ class ToolCallParser::Impl {
     std::string out;
     const LiteralScanner::Step step = scanner_.Feed(c, &out);
     if (step == LiteralScanner::Step::kBad) return false;
-    if (call_open_) {
+    if (sink_.call_open()) {
       Arguments(out);
     } else {
       early_arguments_ += out;
     }
     if (step == LiteralScanner::Step::kDone) {
       have_arguments_ = true;
-      if (call_open_) EndCall(true);
+      if (sink_.call_open()) EndCall(true);
       state_ = State::kSeparator;
     }
     return true;
@@ -458,45 +449,17 @@ class ToolCallParser::Impl {
     return std::any_of(options_.tool_names.begin(), options_.tool_names.end(),
                        [&](const auto& t) { return t.starts_with(prefix); });
   }
-  bool dropped() const { return !options_.parallel_calls && index_ > 0; }
 
-  ToolEvent* Emit(ToolEvent::Kind kind) {
-    events_.emplace_back();
-    events_.back().kind = kind;
-    return &events_.back();
-  }
-  void Append(ToolEvent::Kind kind, uint32_t index, std::string_view text) {
-    if (text.empty()) return;
-    if (events_.empty() || events_.back().kind != kind || events_.back().index != index) Emit(kind)->index = index;
-    events_.back().text.append(text);
-  }
-  void Content(std::string_view text) { Append(ToolEvent::Kind::kContent, 0, text); }
+  void Content(std::string_view text) { sink_.Content(text); }
+  void StartCall() { sink_.StartCall(name_); }
+  void EndCall(bool complete) { sink_.EndCall(complete); }
   void Arguments(std::string_view json) {
     progress_ |= !json.empty();
-    if (!dropped()) Append(ToolEvent::Kind::kArguments, index_, json);
-  }
-  void StartCall() {
-    call_open_ = true;
-    if (dropped()) return;
-    ToolEvent* e = Emit(ToolEvent::Kind::kCallStart);
-    e->index = index_;
-    e->id = MakeId(options_.id_seed, index_);
-    e->name = name_;
-    ++emitted_calls_;
-  }
-  void EndCall(bool complete) {
-    call_open_ = false;
-    if (!dropped()) {
-      ToolEvent* e = Emit(ToolEvent::Kind::kCallEnd);
-      e->index = index_;
-      e->complete = complete;
-      complete_calls_ += complete ? 1 : 0;
-    }
-    ++index_;
+    sink_.Arguments(json);
   }
 
   ToolParserOptions options_;
-  std::vector<ToolEvent> events_;
+  ToolEventSink sink_;
   State state_ = State::kContent;
   std::string held_;
   bool list_ = false;         // inside [ .. ]
@@ -508,14 +471,10 @@ class ToolCallParser::Impl {
   bool have_arguments_ = false;
   bool nested_ = false;          // inside the value of "function"
   std::string early_arguments_;  // read before the name
-  bool call_open_ = false;
-  bool progress_ = false;  // this byte made sure that what is held is syntax of a call
+  bool progress_ = false;        // this byte made sure that what is held is syntax of a call
   bool first_keyword_ = true;
   bool value_begun_ = false;
   LiteralScanner scanner_;
-  uint32_t index_ = 0;  // of the current or next call
-  uint32_t emitted_calls_ = 0;
-  uint32_t complete_calls_ = 0;
 };
 
 ToolCallParser::ToolCallParser(ToolParserOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}

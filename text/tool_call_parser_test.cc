@@ -129,7 +129,13 @@ const std::vector<Case>& Cases() {
        "add({\"a\": \"l1\\nl2\\tx\", \"b\": true})"},
       {"{\"name\": \"add\", \"parameters\": {\"a\": \"\\ud83d\\ude00 \\ud83d \\ude00 \\ud83d\\ud83d\\ude00\"}}",
        "add({\"a\": \"\\ud83d\\ude00 \\ufffd \\ufffd \\ufffd\\ud83d\\ude00\"})"},
-      // Broken off or malformed: a prefix, and the rest as content.
+  };
+  return *cases;
+}
+
+// Broken off or malformed: a prefix, and the rest as content.
+const std::vector<Case>& BrokenCases() {
+  static const auto* cases = new std::vector<Case>{
       {"{\"name\": \"add\", \"parameters\": {\"a\": \"/etc/pas", "add({\"a\": \"/etc/pas!"},
       {"{\"name\": \"add\", \"parameters\": {\"a\": tru", "add({\"a\": !"},
       {"{\"name\": \"add\", \"parameters\": {\"a\": 1,", "add({\"a\": 1!"},
@@ -146,10 +152,13 @@ const std::vector<Case>& Cases() {
 
 TEST(ToolCallParser, Cases) {
   for (const Case& c : Cases()) EXPECT_EQ(Shape(Parse(c.text)), c.shape) << c.text;
+  for (const Case& c : BrokenCases()) EXPECT_EQ(Shape(Parse(c.text)), c.shape) << c.text;
 }
 
 TEST(ToolCallParser, CutsDoNotMatter) {
-  for (const Case& c : Cases()) {
+  std::vector<Case> cases = Cases();
+  cases.insert(cases.end(), BrokenCases().begin(), BrokenCases().end());
+  for (const Case& c : cases) {
     const auto whole = Parse(c.text);
     std::vector<size_t> every;
     for (size_t i = 1; i < c.text.size(); ++i) {
@@ -219,45 +228,14 @@ TEST(ToolCallParser, HeldTextIsBounded) {
 
 // Text put together of pieces of syntax: cuts do not matter, complete calls are JSON objects, incomplete ones are not.
 TEST(ToolCallParser, RandomText) {
-  const std::vector<std::string> pieces = {"{",
-                                           "}",
-                                           "[",
-                                           "]",
-                                           "\"",
-                                           "\"name\"",
-                                           ": ",
-                                           "\"add\"",
-                                           "\"parameters\"",
-                                           "\"get\"",
-                                           ", ",
-                                           "; ",
-                                           "1",
-                                           "-0.5",
-                                           "true",
-                                           "None",
-                                           "\\",
-                                           "\\u",
-                                           "d83d",
-                                           "de00",
-                                           "'",
-                                           "add",
-                                           "(",
-                                           ")",
-                                           "=",
-                                           "a",
-                                           "<|python_tag|>",
-                                           "<|eom_id|>",
-                                           "<|",
-                                           "\n",
-                                           "\x01",
-                                           "\xC3\xA9",
-                                           "\"type\"",
-                                           "\"function\"",
-                                           "{\"name\": \"add\", \"parameters\": {",
-                                           "{\"a\": ",
-                                           "[add(a=",
-                                           "}}",
-                                           "null"};
+  // One piece a line.
+  std::istringstream lines(
+      "{\n}\n[\n]\n\"\n\"name\"\n: \n\"add\"\n\"parameters\"\n\"get\"\n, \n; "
+      "\n1\n-0.5\ntrue\nNone\nnull\n\\\n\\u\nd83d\nde00\n"
+      "'\nadd\n(\n)\n=\na\n<|python_tag|>\n<|eom_id|>\n<|\n\t\n\x01\n\xC3\xA9\n\"type\"\n\"function\"\n"
+      "{\"name\": \"add\", \"parameters\": {\n{\"a\": \n[add(a=\n}}");
+  std::vector<std::string> pieces;
+  for (std::string line; std::getline(lines, line);) pieces.push_back(line);
   base::SplitMix64 rng(99);
   int complete = 0, incomplete = 0;
   for (int i = 0; i < 60000; ++i) {

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/strings.h"
 #include "model/model.h"
+#include "worker/directory_link.h"
 
 namespace agentserve::worker {
 
@@ -95,7 +96,7 @@ absl::StatusOr<ModelInfo> LoadModelInfo(const NodeOptions& options) {
 }
 
 int RunWorker(int argc, const char* const* argv, Role role,
-              const std::function<std::unique_ptr<Program>(Node*)>& make_program) {
+              const std::function<std::unique_ptr<Program>(Node*, BlockListener*)>& make_program) {
   const char* name = role == Role::kPrefill ? "agentserve-prefill-worker" : "agentserve-decode-worker";
   base::FlagSet flags(name, role == Role::kPrefill ? "Runs prompts and offers their KV to decode workers."
                                                    : "Decodes sequences in one batch; prefills short prompts itself.");
@@ -124,9 +125,11 @@ int RunWorker(int argc, const char* const* argv, Role role,
   if (!model.ok()) return Complain("model.bad", model.status(), base::kExitModel);
   absl::StatusOr<std::unique_ptr<Node>> node = Node::Create(options, *model, role);
   if (!node.ok()) return Complain("config.bad", node.status(), base::kExitConfig);
-  const std::unique_ptr<Program> program = make_program(node->get());
+  DirectoryLink directory;
+  const std::unique_ptr<Program> program = make_program(node->get(), &directory);
   if (absl::Status s = (*node)->Listen(program->service()); !s.ok())
     return Complain("listen.failed", s, base::kExitConfig);
+  directory.Start(options.kvstore, (*node)->Endpoint());
   program->Start();
   std::atomic<bool> refused{false};
   (*node)->Register([&] { return program->prefill_tokens_per_s(); }, [&](const std::string&) { refused = true; });

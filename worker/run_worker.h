@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "worker/node.h"
+#include "worker/run_loop.h"
 
 namespace agentserve::worker {
 
@@ -29,6 +30,6 @@ absl::StatusOr<ModelInfo> LoadModelInfo(const NodeOptions& options);
 // Runs until a signal has drained it, or its executor failed. Returns the exit code (base/flags.h).
 // SIGTERM or SIGINT: finish what runs, take nothing new; the second one, or --drain-timeout-s: leave at once.
 int RunWorker(int argc, const char* const* argv, Role role,
-              const std::function<std::unique_ptr<Program>(Node*)>& make_program);
+              const std::function<std::unique_ptr<Program>(Node*, BlockListener*)>& make_program);
 
 }  // namespace agentserve::worker

@@ -175,7 +175,10 @@ std::optional<HttpReply> Connection::CheckFraming() {
 }
 
 std::optional<HttpReply> Connection::CheckHead() {
-  if (auto refusal = CheckFraming()) return refusal;
+  if (auto refusal = CheckFraming()) {
+    keep_alive_ = false;  // where the next request begins is anyone's guess
+    return refusal;
+  }
   if (auto refusal = shared_->handler->CheckHead(request_)) return refusal;
   const auto length = parser_->content_length();
   if (length && *length > shared_->limits.body_bytes) return shared_->handler->ProtocolError(413, "");
@@ -385,8 +388,8 @@ void Connection::SetReadDeadline(int64_t ms) {
   ArmTimer();
 }
 
-// One timer serves both deadlines. It is set anew only if a deadline comes before its present time; a deadline that moved
-// back is noticed when the timer fires.
+// One timer serves both deadlines. It is set anew only if a deadline comes before its present time; a deadline that
+// moved back is noticed when the timer fires.
 void Connection::ArmTimer() {
   base::TimeNs next = read_deadline_;
   if (write_deadline_ != 0 && (next == 0 || write_deadline_ < next)) next = write_deadline_;

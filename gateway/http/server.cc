@@ -17,7 +17,10 @@ using base::StrCat;
 
 HttpServer::HttpServer(asio::io_context& io, const HttpLimits& limits, RequestHandler* handler, GatewayMetrics* metrics,
                        const base::Clock* clock)
-    : io_(io), shared_(std::make_shared<HttpShared>()), acceptor_(asio::make_strand(io)), backoff_(acceptor_.get_executor()) {
+    : io_(io),
+      shared_(std::make_shared<HttpShared>()),
+      acceptor_(asio::make_strand(io)),
+      backoff_(acceptor_.get_executor()) {
   shared_->limits = limits;
   shared_->handler = handler;
   shared_->metrics = metrics;
@@ -50,9 +53,8 @@ absl::StatusOr<int> HttpServer::Listen(const std::string& host, int port) {
 }
 
 void HttpServer::Accept() {
-  acceptor_.async_accept(asio::make_strand(io_), [this](boost::system::error_code ec, tcp::socket socket) {
-    OnAccept(ec, std::move(socket));
-  });
+  acceptor_.async_accept(asio::make_strand(io_),
+                         [this](boost::system::error_code ec, tcp::socket socket) { OnAccept(ec, std::move(socket)); });
 }
 
 void HttpServer::OnAccept(boost::system::error_code ec, tcp::socket socket) {

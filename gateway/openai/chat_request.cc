@@ -135,7 +135,8 @@ void ReadResponseFormat(Fields& f) {
   Fields rf(*format, "response_format.");
   const std::string type = rf.String("type", kMaxIdBytes).value_or("");
   if (rf.ok() && (type == "json_object" || type == "json_schema" || type == "structural_tag")) {
-    rf.Fail("type", StrCat("\"", type, "\" is not supported yet by this server; use \"text\" and ask for JSON in the prompt"));
+    rf.Fail("type",
+            StrCat("\"", type, "\" is not supported yet by this server; use \"text\" and ask for JSON in the prompt"));
   } else if (rf.ok() && type != "text") {
     rf.Fail("type", "must be \"text\"");
   }
@@ -200,8 +201,8 @@ std::optional<ApiError> ParseTools(const Json& tools, std::string_view raw, cons
     return InvalidRequest("`tools`: must be an array of at least one tool; leave it out to offer none", "tools");
   }
   if (tools.size() > limits.tools || raw.size() > limits.tools_bytes) {
-    return InvalidRequest(StrCat("`tools`: at most ", limits.tools, " tools in ", limits.tools_bytes, " bytes are taken"),
-                          "tools");
+    return InvalidRequest(
+        StrCat("`tools`: at most ", limits.tools, " tools in ", limits.tools_bytes, " bytes are taken"), "tools");
   }
   for (size_t i = 0; i < tools.size(); ++i) {
     const std::string prefix = StrCat("tools[", i, "].");

@@ -1,8 +1,8 @@
 // POST /v1/chat/completions: JSON text to router request. Pure.
 #pragma once
 
-#include <optional>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,7 +12,8 @@
 
 namespace agentserve::gateway {
 
-// `json` is the parsed `body`; the text itself is needed because tools keep their key order. On error `out` is undefined.
+// `json` is the parsed `body`; the text itself is needed because tools keep their key order. On error `out` is
+// undefined.
 std::optional<ApiError> ParseChatRequest(std::string_view body, const nlohmann::json& json, const ParseContext& ctx,
                                          ParsedGeneration* out);
 

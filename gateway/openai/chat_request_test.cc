@@ -29,8 +29,8 @@ Outcome ParseBody(const std::string& body) {
 
 // A minimal request with more members.
 Outcome With(const std::string& members) {
-  return ParseBody(StrCat(R"({"model":"m","messages":[{"role":"user","content":"hi"}])", members.empty() ? "" : ",",
-                          members, "}"));
+  return ParseBody(
+      StrCat(R"({"model":"m","messages":[{"role":"user","content":"hi"}])", members.empty() ? "" : ",", members, "}"));
 }
 
 Outcome Messages(const std::string& messages) { return ParseBody(StrCat(R"({"messages":)", messages, "}")); }
@@ -100,11 +100,12 @@ INSTANTIATE_TEST_SUITE_P(
         Boundary{"seed", "-9223372036854775808", true}, Boundary{"seed", "9223372036854775807", true},
         Boundary{"seed", "9223372036854775808", false}, Boundary{"seed", "1.5", false}, Boundary{"n", "1", true},
         Boundary{"n", "0", false}, Boundary{"n", "16", true}, Boundary{"n", "17", false}, Boundary{"n", "-1", false},
-        Boundary{"max_tokens", "1", true}, Boundary{"max_tokens", "0", false}, Boundary{"max_tokens", "2147483647", true},
-        Boundary{"max_tokens", "2147483648", false}, Boundary{"max_tokens", "9007199254740993", false},
-        Boundary{"max_tokens", "18446744073709551615", false}, Boundary{"max_completion_tokens", "0", false},
-        Boundary{"max_completion_tokens", "[]", false}, Boundary{"stop", "\"x\"", true}, Boundary{"stop", "\"\"", false},
-        Boundary{"stop", "[]", true}, Boundary{"stop", "[1]", false}, Boundary{"stop", "{}", false},
+        Boundary{"max_tokens", "1", true}, Boundary{"max_tokens", "0", false},
+        Boundary{"max_tokens", "2147483647", true}, Boundary{"max_tokens", "2147483648", false},
+        Boundary{"max_tokens", "9007199254740993", false}, Boundary{"max_tokens", "18446744073709551615", false},
+        Boundary{"max_completion_tokens", "0", false}, Boundary{"max_completion_tokens", "[]", false},
+        Boundary{"stop", "\"x\"", true}, Boundary{"stop", "\"\"", false}, Boundary{"stop", "[]", true},
+        Boundary{"stop", "[1]", false}, Boundary{"stop", "{}", false},
         Boundary{"stop", R"(["1","2","3","4","5","6","7","8","9","a","b","c","d","e","f","g"])", true},
         Boundary{"stop", R"(["1","2","3","4","5","6","7","8","9","a","b","c","d","e","f","g","h"])", false},
         Boundary{"stop_token_ids", "[999]", true}, Boundary{"stop_token_ids", "[1000]", false},
@@ -167,8 +168,10 @@ TEST(ChatRequest, ContentForms) {
 }
 
 TEST(ChatRequest, BadMessagesNameTheirPlace) {
-  ExpectBad(Messages(R"([{"role":"user","content":[{"type":"text","text":"x"},{"type":"image_url","image_url":{"url":"u"}}]}])"),
-            "messages[0].content[1].type");
+  ExpectBad(
+      Messages(
+          R"([{"role":"user","content":[{"type":"text","text":"x"},{"type":"image_url","image_url":{"url":"u"}}]}])"),
+      "messages[0].content[1].type");
   ExpectBad(Messages(R"([{"role":"user","content":null}])"), "messages[0].content");
   ExpectBad(Messages(R"([{"role":"user"}])"), "messages[0].content");
   ExpectBad(Messages(R"([{"role":"user","content":5}])"), "messages[0].content");
@@ -181,8 +184,7 @@ TEST(ChatRequest, BadMessagesNameTheirPlace) {
   ExpectBad(Messages(R"([{"role":"assistant","tool_calls":[{"id":"a"}]}])"), "messages[0].tool_calls[0].function");
 }
 
-constexpr char kTool[] =
-    R"("tools":[{"type":"function","function":{"name":"zeta","parameters":{"b":1,"a":2}}}])";
+constexpr char kTool[] = R"("tools":[{"type":"function","function":{"name":"zeta","parameters":{"b":1,"a":2}}}])";
 
 TEST(ChatRequest, ToolsKeepTheirText) {
   const Outcome o = With(kTool);

@@ -15,7 +15,8 @@ constexpr uint32_t kDefaultMaxTokens = 16;
 bool ReadTokenIds(const Json& ids, const ParseContext& ctx, const std::string& path, pb::TokenIds* out, Fields& f) {
   const uint64_t end = ctx.model.vocab_size == 0 ? 1ull << 32 : ctx.model.vocab_size;
   if (ctx.model.context_length > 0 && ids.size() > ctx.model.context_length) {
-    f.Fail(path, StrCat("the prompt has ", ids.size(), " tokens; the context of this model is ", ctx.model.context_length),
+    f.Fail(path,
+           StrCat("the prompt has ", ids.size(), " tokens; the context of this model is ", ctx.model.context_length),
            "context_length_exceeded");
     return false;
   }
@@ -57,7 +58,8 @@ void ReadTextOptions(Fields& f, common::v1::SamplingParams* sampling, ReplyOptio
     options->top_logprobs = static_cast<uint32_t>(*logprobs);
     sampling->set_top_logprobs(options->top_logprobs);
   }
-  sampling->set_max_tokens(static_cast<uint32_t>(f.Integer("max_tokens", 1, kMaxTokensLimit).value_or(kDefaultMaxTokens)));
+  sampling->set_max_tokens(
+      static_cast<uint32_t>(f.Integer("max_tokens", 1, kMaxTokensLimit).value_or(kDefaultMaxTokens)));
   if (f.ok() && sampling->min_tokens() > sampling->max_tokens()) {
     f.Fail("min_tokens", StrCat("is ", sampling->min_tokens(), ", more than max_tokens = ", sampling->max_tokens()));
   }

@@ -1,4 +1,5 @@
-// Reads the members of one JSON object with types and ranges, remembers the first error and which members were asked for.
+// Reads the members of one JSON object with types and ranges, remembers the first error and which members were asked
+// for.
 #pragma once
 
 #include <cstdint>

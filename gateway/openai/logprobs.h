@@ -26,8 +26,8 @@ std::vector<TokenLogprobs> CollectLogprobs(const router::v1::Delta& delta);
 // Chat: `{"content":[{token,logprob,bytes,top_logprobs:[..]}..],"refusal":null}`.
 void AppendChatLogprobs(std::string* out, const std::vector<TokenLogprobs>& tokens);
 
-// Text completions: `{"tokens","token_logprobs","top_logprobs","text_offset"}`. `*offset` is the place of the next token
-// in the choice's text, in code points; it is moved on. `top` = how many alternatives were asked for.
+// Text completions: `{"tokens","token_logprobs","top_logprobs","text_offset"}`. `*offset` is the place of the next
+// token in the choice's text, in code points; it is moved on. `top` = how many alternatives were asked for.
 void AppendTextLogprobs(std::string* out, const std::vector<TokenLogprobs>& tokens, uint32_t top, uint64_t* offset);
 
 // Code points of `s`; a byte outside UTF-8 counts as one.

@@ -19,7 +19,9 @@ ReplyAssembler::ReplyAssembler(ReplyIdentity identity, ReplyOptions options, siz
   echo_.resize(prompts);
   prompt_ids_.resize(prompts);
   prompt_tokens_seen_.resize(prompts);
-  const char* object = !options_.chat ? "text_completion" : options_.stream ? "chat.completion.chunk" : "chat.completion";
+  const char* object = !options_.chat    ? "text_completion"
+                       : options_.stream ? "chat.completion.chunk"
+                                         : "chat.completion";
   open_ = StrCat(options_.stream ? "data: " : "", "{\"id\":", JsonString(identity_.id), ",\"object\":\"", object,
                  "\",\"created\":", identity_.created_unix_s, ",\"model\":", JsonString(identity_.model));
   head_ = StrCat(open_, ",\"choices\":[{\"index\":");
@@ -30,7 +32,9 @@ void ReplyAssembler::SetEcho(size_t prompt, std::string text) {
   echo_[prompt] = std::move(text);
 }
 
-void ReplyAssembler::SetPromptTokenIds(size_t prompt, std::vector<uint32_t> ids) { prompt_ids_[prompt] = std::move(ids); }
+void ReplyAssembler::SetPromptTokenIds(size_t prompt, std::vector<uint32_t> ids) {
+  prompt_ids_[prompt] = std::move(ids);
+}
 
 void ReplyAssembler::OpenChunk(size_t choice, std::string* out) const { StrAppend(out, head_, choice); }
 

@@ -35,7 +35,8 @@ struct GatewayTimes {
   double total_ms = 0;
 };
 
-// Single-threaded. Invariants: after Fail or Finish nothing more is written; a choice is written to only before its end.
+// Single-threaded. Invariants: after Fail or Finish nothing more is written; a choice is written to only before its
+// end.
 class ReplyAssembler {
  public:
   // `prompts` >= 1 sources of events; choice index = prompt * n + sequence index.

@@ -57,12 +57,22 @@ constexpr char kHead[] =
     R"(data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"m","choices":[{"index":0,)";
 
 TEST(ReplyAssembler, ChatStreamIsByteExact) {
-  const std::string got = Play(Stream(), {Accepted(5), Delta("Hi"), Delta(" \"you\"\n"), End(FINISH_REASON_STOP, 2), Done(5, 2)});
+  const std::string got =
+      Play(Stream(), {Accepted(5), Delta("Hi"), Delta(" \"you\"\n"), End(FINISH_REASON_STOP, 2), Done(5, 2)});
   const std::string head = kHead;
-  EXPECT_EQ(got, head + R"("delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]})" "\n\n" +
-                     head + R"("delta":{"content":"Hi"},"logprobs":null,"finish_reason":null}]})" "\n\n" +
-                     head + R"("delta":{"content":" \"you\"\n"},"logprobs":null,"finish_reason":null}]})" "\n\n" +
-                     head + R"("delta":{},"logprobs":null,"finish_reason":"stop"}]})" "\n\n" + "data: [DONE]\n\n");
+  EXPECT_EQ(got, head +
+                     R"("delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]})"
+                     "\n\n" +
+                     head +
+                     R"("delta":{"content":"Hi"},"logprobs":null,"finish_reason":null}]})"
+                     "\n\n" +
+                     head +
+                     R"("delta":{"content":" \"you\"\n"},"logprobs":null,"finish_reason":null}]})"
+                     "\n\n" +
+                     head +
+                     R"("delta":{},"logprobs":null,"finish_reason":"stop"}]})"
+                     "\n\n" +
+                     "data: [DONE]\n\n");
 }
 
 TEST(ReplyAssembler, UsageChunkOnlyIfAsked) {
@@ -102,14 +112,17 @@ TEST(ReplyAssembler, ChoicesInterleaveByIndex) {
 }
 
 TEST(ReplyAssembler, CharactersAreNeverSplit) {
-  const auto chunks =
-      Chunks(Play(Stream(), {Accepted(1), Delta("a\xF0\x9F"), Delta("\x98"), Delta("\x80" "b\xC3"),
-                             End(FINISH_REASON_STOP, 3), Done(1, 3)}));
+  const auto chunks = Chunks(Play(Stream(), {Accepted(1), Delta("a\xF0\x9F"), Delta("\x98"),
+                                             Delta("\x80"
+                                                   "b\xC3"),
+                                             End(FINISH_REASON_STOP, 3), Done(1, 3)}));
   std::string text;
   for (const auto& c : chunks) {
     if (c.is_object()) text += c["choices"][0]["delta"].value("content", "");
   }
-  EXPECT_EQ(text, "a\xF0\x9F\x98\x80" "b\xEF\xBF\xBD");
+  EXPECT_EQ(text,
+            "a\xF0\x9F\x98\x80"
+            "b\xEF\xBF\xBD");
 }
 
 ReplyOptions WithTools(bool stream) {
@@ -120,8 +133,11 @@ ReplyOptions WithTools(bool stream) {
 }
 
 const std::vector<pb::GenerateResponse> kTwoCalls = {
-    Accepted(5), Delta("{\"name\": \"get_wea"), Delta("ther\", \"parameters\": {\"city\": \"Par"),
-    Delta("is\"}}; {\"name\": \"get_weather\", \"parameters\": {\"city\": \"Rome\"}}"), End(FINISH_REASON_STOP, 3),
+    Accepted(5),
+    Delta("{\"name\": \"get_wea"),
+    Delta("ther\", \"parameters\": {\"city\": \"Par"),
+    Delta("is\"}}; {\"name\": \"get_weather\", \"parameters\": {\"city\": \"Rome\"}}"),
+    End(FINISH_REASON_STOP, 3),
     Done(5, 3)};
 
 TEST(ReplyAssembler, StreamedToolCalls) {
@@ -171,16 +187,16 @@ TEST(ReplyAssembler, WholeToolCalls) {
 }
 
 TEST(ReplyAssembler, TextBehindToolsIsNotLost) {
-  const json reply = json::parse(Play(WithTools(false), {Accepted(1), Delta("{\"name\": \"get_"),
-                                                         End(FINISH_REASON_STOP, 1), Done(1, 1)}));
+  const json reply = json::parse(
+      Play(WithTools(false), {Accepted(1), Delta("{\"name\": \"get_"), End(FINISH_REASON_STOP, 1), Done(1, 1)}));
   EXPECT_EQ(reply["choices"][0]["message"]["content"], "{\"name\": \"get_");
   EXPECT_EQ(reply["choices"][0]["finish_reason"], "stop");
   EXPECT_FALSE(reply["choices"][0]["message"].contains("tool_calls"));
 }
 
 TEST(ReplyAssembler, FullChatReply) {
-  const json reply =
-      json::parse(Play(ReplyOptions(), {Accepted(5), Delta("Hi"), Delta("!"), End(FINISH_REASON_STOP, 2), Done(5, 2, 1)}));
+  const json reply = json::parse(
+      Play(ReplyOptions(), {Accepted(5), Delta("Hi"), Delta("!"), End(FINISH_REASON_STOP, 2), Done(5, 2, 1)}));
   EXPECT_EQ(reply, json::parse(R"({"id":"chatcmpl-1","object":"chat.completion","created":1700000000,"model":"m",
     "choices":[{"index":0,"message":{"role":"assistant","content":"Hi!","refusal":null},"logprobs":null,"finish_reason":"stop"}],
     "usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7,"prompt_tokens_details":{"cached_tokens":1}}})"));
@@ -209,8 +225,9 @@ TEST(ReplyAssembler, TextCompletion) {
   o.chat = false;
   o.logprobs = true;
   o.top_logprobs = 1;
-  const json full = json::parse(Play(o, {Accepted(1), DeltaWithLogprobs("He", -0.5F, {"Yo"}), DeltaWithLogprobs("y", -1.0F, {"y"}),
-                                         End(FINISH_REASON_STOP, 2), Done(1, 2)}));
+  const json full =
+      json::parse(Play(o, {Accepted(1), DeltaWithLogprobs("He", -0.5F, {"Yo"}), DeltaWithLogprobs("y", -1.0F, {"y"}),
+                           End(FINISH_REASON_STOP, 2), Done(1, 2)}));
   EXPECT_EQ(full["object"], "text_completion");
   const json& choice = full["choices"][0];
   EXPECT_EQ(choice["text"], "Hey");

@@ -44,15 +44,15 @@ void ReadLogitBias(Fields& f, const ParseContext& ctx, common::v1::SamplingParam
   const Json* bias = f.Object("logit_bias");
   if (bias == nullptr) return;
   if (bias->size() > ctx.limits.logit_bias) {
-    return f.Fail("logit_bias", StrCat("has ", bias->size(), " entries; at most ", ctx.limits.logit_bias, " are taken"));
+    return f.Fail("logit_bias",
+                  StrCat("has ", bias->size(), " entries; at most ", ctx.limits.logit_bias, " are taken"));
   }
   const uint64_t end = ctx.model.vocab_size == 0 ? 1ull << 32 : ctx.model.vocab_size;
   for (const auto& [key, value] : bias->items()) {
     uint64_t id = 0;
     const auto r = std::from_chars(key.data(), key.data() + key.size(), id);
     if (r.ec != std::errc() || r.ptr != key.data() + key.size() || id >= end) {
-      return f.Fail("logit_bias",
-                    StrCat("the key '", Shorten(key, 40), "' is not a token id from 0 to ", end - 1));
+      return f.Fail("logit_bias", StrCat("the key '", Shorten(key, 40), "' is not a token id from 0 to ", end - 1));
     }
     if (!value.is_number() || !(value.get<double>() >= -100 && value.get<double>() <= 100)) {
       return f.Fail("logit_bias", StrCat("the value of token ", id, " must be a number from -100 to 100"));
@@ -68,8 +68,9 @@ void RefuseUnsupported(Fields& f) {
   for (const char* key : {"structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"}) {
     if (f.Take(key) != nullptr) f.Fail(key, "constrained decoding is not supported yet by this server; remove it");
   }
-  for (const char* key : {"chat_template", "prompt_logprobs", "bad_words", "allowed_token_ids", "truncate_prompt_tokens",
-                          "functions", "function_call", "audio", "kv_transfer_params", "documents"}) {
+  for (const char* key :
+       {"chat_template", "prompt_logprobs", "bad_words", "allowed_token_ids", "truncate_prompt_tokens", "functions",
+        "function_call", "audio", "kv_transfer_params", "documents"}) {
     const Json* v = f.Take(key);
     if (v == nullptr || (v->is_array() && v->empty())) continue;
     const std::string_view k = key;
@@ -127,8 +128,9 @@ void ReadCommon(Fields& f, const ParseContext& ctx, pb::GenerateRequest* out) {
     out->set_model(*model);
   }
   if (const auto salt = f.String("cache_salt", 64)) {
-    const bool good = !salt->empty() && salt->find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                                                                "0123456789._-") == salt->npos;
+    const bool good = !salt->empty() && salt->find_first_not_of(
+                                            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                            "0123456789._-") == salt->npos;
     if (!good) return f.Fail("cache_salt", "must be 1 to 64 characters of A-Z a-z 0-9 . _ -");
     out->set_cache_salt(*salt);
   }

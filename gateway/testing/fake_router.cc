@@ -237,8 +237,9 @@ Script ScriptByPrompt(const pb::GenerateRequest& request, int attempt) {
     return {{}, DetailedStatus(grpc::StatusCode::RESOURCE_EXHAUSTED, "the queue is full", "QUEUE_FULL", 50)};
   }
   if (prompt == "too long") {
-    return {{}, DetailedStatus(grpc::StatusCode::INVALID_ARGUMENT, "the prompt has 5000 tokens; the context is 4096",
-                               "CONTEXT_LENGTH_EXCEEDED")};
+    return {{},
+            DetailedStatus(grpc::StatusCode::INVALID_ARGUMENT, "the prompt has 5000 tokens; the context is 4096",
+                           "CONTEXT_LENGTH_EXCEEDED")};
   }
   if (prompt == "midway") {
     Script s = Say({"Hel"});

@@ -38,7 +38,7 @@ namespace agentserve::kernels::HWY_NAMESPACE {
 // Register tile: rows x columns of 16-lane accumulators, leaving room for operands.
 inline constexpr size_t kTileRows = kParts == 1 ? 6 : (kParts == 2 ? 3 : 1);
 inline constexpr size_t kPrefetchRows = 5;
-inline constexpr size_t kTileCols = kParts == 1 ? 4 : 2;
+inline constexpr size_t kTileCols = kParts == 1 ? 4 : (kParts == 2 ? 2 : 1);
 
 // Advances accumulators over `steps` of 32. Columns past the end of `w` are never read.
 // With few rows the loop is bound by memory: then the lines `ahead` elements on (the next tile's) are asked for early,
@@ -137,21 +137,13 @@ HWY_INLINE void TileOfRows(size_t cols, const TileArgs& t) {
   }
 }
 
+// Only the row counts that this target's tiles have are instantiated: each costs compile time.
+template <size_t kRows = kTileRows>
 HWY_INLINE void AnyTile(size_t rows, size_t cols, const TileArgs& t) {
-  switch (rows) {
-    case 1:
-      return TileOfRows<1>(cols, t);
-    case 2:
-      return TileOfRows<2>(cols, t);
-    case 3:
-      return TileOfRows<3>(cols, t);
-    case 4:
-      return TileOfRows<4>(cols, t);
-    case 5:
-      return TileOfRows<5>(cols, t);
-    default:
-      return TileOfRows<6>(cols, t);
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return AnyTile<kRows - 1>(rows, cols, t);
   }
+  TileOfRows<kRows>(cols, t);
 }
 
 // Columns [begin, end) of one output, all rows.

@@ -2,6 +2,7 @@
 // may still use what was complete.
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -55,6 +56,7 @@ class OwnerProcess {
     AS_CHECK_EQ(pipe(out), 0);
     pid_ = fork();
     if (pid_ == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);  // a killed test leaves no owner behind
       dup2(out[1], STDOUT_FILENO);
       close(out[0]);
       close(out[1]);

@@ -291,6 +291,65 @@ TEST(Workers, ABrokenStreamGivesAllBlocksBack) {
   RunAndCompare(&after, &requests);
 }
 
+// Fails one step with a code of choice.
+class FaultyExecutor final : public engine::Executor {
+ public:
+  FaultyExecutor(std::unique_ptr<engine::Executor> inner, absl::StatusCode code)
+      : inner_(std::move(inner)), code_(code) {}
+  absl::Status Run(const engine::StepPlan& plan, engine::LayerObserver* observer, engine::StepOutput* out) override {
+    if (++steps_ == 3) return absl::Status(code_, "planned failure");
+    return inner_->Run(plan, observer, out);
+  }
+
+ private:
+  std::unique_ptr<engine::Executor> inner_;
+  const absl::StatusCode code_;
+  int steps_ = 0;
+};
+
+// Returns the exit code the worker would have, after one failed step and one more request.
+int RunWithFailingStep(absl::StatusCode code, TestRequest* first, TestRequest* second) {
+  worker::NodeOptions options;
+  options.kv_blocks = 64;
+  options.metrics_port = -1;
+  worker::ModelInfo info = TheFixture().Info(16);
+  const auto make = info.new_executor;
+  info.new_executor = [=](const engine::KvPoolView& pool) {
+    return std::make_unique<FaultyExecutor>(make(pool), code);
+  };
+  auto node = worker::Node::Create(options, info, worker::Role::kDecode);
+  EXPECT_TRUE(node.ok()) << node.status();
+  decode_worker::Worker worker(node->get());
+  EXPECT_TRUE((*node)->Listen(worker.service()).ok());
+  worker.Start();
+  {
+    MiniRouter router("", (*node)->address(), TheFixture().model().end_tokens());
+    EXPECT_TRUE(router.RunAll({first}));
+    if (code != absl::StatusCode::kInternal) {
+      EXPECT_TRUE(router.RunAll({second}));
+      worker.Stop();
+    }
+  }
+  const int exit_code = worker.Wait();
+  (*node)->Shutdown();
+  return exit_code;
+}
+
+TEST(Workers, AFailedStepEndsItsRequestsAndAnInternalOneTheProcess) {
+  auto requests = RandomRequests(12, 2, 0.0);
+  for (TestRequest& r : requests) {
+    r.sampling.set_max_tokens(8);
+    r.sampling.set_ignore_eos(true);
+  }
+  auto again = requests;
+  EXPECT_EQ(RunWithFailingStep(absl::StatusCode::kUnavailable, &requests[0], &requests[1]), 0);
+  EXPECT_EQ(requests[0].failure, "EXECUTOR");
+  EXPECT_EQ(requests[1].failure, "");
+  EXPECT_EQ(requests[1].out, TheFixture().Reference(requests[1]));
+  EXPECT_EQ(RunWithFailingStep(absl::StatusCode::kInternal, &again[0], &again[1]), 1);
+  EXPECT_EQ(again[0].failure, "EXECUTOR") << "told before the process leaves";
+}
+
 TEST(Workers, DrainFinishesWhatRuns) {
   Pair pair;
   auto requests = RandomRequests(11, 6, 0.0);

@@ -4,30 +4,14 @@
 """
 
 import argparse
-import collections
 import json
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import chat_render
+import scoring
 from make_heldback import entries
-
-
-def parse_call(text):
-    """(name, arguments) or None."""
-    try:
-        value = json.loads(text)
-        return value["name"], value["parameters"]
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def right(entry, text):
-    expect = entry["expect"]
-    if "tool_call" in expect:
-        return parse_call(text) == (expect["tool_call"]["name"], expect["tool_call"]["arguments"])
-    return not text.lstrip().startswith("{") and all(c in text for c in expect["contains"])
 
 
 def generate(model, tokenizer, prompts, device, new_tokens=200):
@@ -65,31 +49,7 @@ def main():
     todo += list(entries(args.generate, args.seed)) if args.generate else []
     prompts = [chat_render.render_chat(e["request"]["messages"], e["request"].get("tools"), add_generation_prompt=True) for e in todo]
     texts = generate(model, tokenizer, prompts, device)
-    tally = collections.defaultdict(lambda: [0, 0])
-    shown = 0
-
-    def count(name, ok):
-        tally[name][0] += ok
-        tally[name][1] += 1
-
-    for e, text in zip(todo, texts):
-        ok = right(e, text)
-        for wording in (e["wording"], "all"):
-            count(f"{wording} wording: {e['kind']}", ok)
-            if "tool_call" in e["expect"]:
-                count(f"{wording} wording: tool calls exact", ok)
-            elif e["kind"] != "answer":
-                count(f"{wording} wording: no call where none fits", parse_call(text) is None)
-        if not ok and shown < args.wrong:
-            shown += 1
-            print(f"WRONG {e['kind']} ({e['wording']}): user {e['request']['messages'][-1]['content']!r}\n"
-                  f"  want {json.dumps(e['expect'], ensure_ascii=False)}\n  got  {text!r}")
-    figures = {k: {"right": a, "of": n, "share": round(a / n, 4)} for k, (a, n) in sorted(tally.items())}
-    for k, f in figures.items():
-        print(f"{k:48s} {f['right']:5d} / {f['of']:5d} = {100 * f['share']:.2f} %")
-    if args.out:
-        with open(args.out, "w", encoding="utf-8") as f:
-            f.write(json.dumps(figures, indent=1) + "\n")
+    scoring.report(todo, [(scoring.parse_call(t), t) for t in texts], args.wrong, args.out)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ Values and tool combinations of the held-back dialogues do not occur in training
 import argparse
 import json
 import os
+import sys
 
 from chat_render import DEFAULT_DATE
 from dialogues import make_dialogue, probes
@@ -45,14 +46,23 @@ def entries(count, seed):
 
 def main():
     args = argparse.ArgumentParser()
-    args.add_argument("--out", required=True)
+    args.add_argument("--out", help="file to write")
+    args.add_argument("--check", help="compare with this file instead; exit 1 if it differs")
     args.add_argument("--count", type=int, default=320)
     args.add_argument("--seed", default="held")
     args = args.parse_args()
-    os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
-    with open(args.out, "w", encoding="utf-8") as f:
-        for e in entries(args.count, args.seed):
-            f.write(json.dumps(e, ensure_ascii=False, separators=(",", ":")) + "\n")
+    lines = [json.dumps(e, ensure_ascii=False, separators=(",", ":")) for e in entries(args.count, args.seed)]
+    if args.check:
+        with open(args.check, encoding="utf-8") as f:
+            old = f.read().splitlines()
+        if old != lines:
+            first = next((i for i, (a, b) in enumerate(zip(old, lines)) if a != b), min(len(old), len(lines)))
+            sys.exit(f"{args.check} differs from what this script writes, first in line {first + 1}: "
+                     "write it again with --out, measure again and mend models/tiny-agent/README.md")
+    if args.out:
+        os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
+        with open(args.out, "w", encoding="utf-8") as f:
+            f.write("".join(line + "\n" for line in lines))
 
 
 if __name__ == "__main__":
