@@ -144,6 +144,7 @@ class Ratchet:
 
     def shrink(self, sizes, limit):
         kept = {k: min(v, sizes[k][0]) for k, v in self.limits.items() if k in sizes and sizes[k][0] > limit}
+        self.limits = kept
         lines = self.head + [f"{size} {key}" for key, size in sorted(kept.items())]
         self.path.write_text("\n".join(lines) + "\n")
 
