@@ -26,7 +26,8 @@ absl::StatusOr<PoolSizing> SizePool(const PoolSizingInput& in) {
     uint64_t bytes = static_cast<uint64_t>(in.memory_mib) * kMib;
     source = "--kv-memory-mib";
     if (bytes == 0) {
-      // The pool is committed at start, so its size is start-up time (about 1 s per GiB): a small model gets a small pool.
+      // The pool is committed at start, so its size is start-up time (about 1 s per GiB): a small model gets a small
+      // pool.
       const uint64_t wanted = kDefaultSequences * in.model_context * in.layout.BytesPerToken();
       bytes = std::min<uint64_t>({in.available_bytes / 4, 1024 * kMib, std::max(wanted, 64 * kMib)});
       source = base::StrCat("min(1/4 of ", in.available_bytes / kMib, " MiB available, 1024 MiB, ", kDefaultSequences,

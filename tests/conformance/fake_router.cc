@@ -1,10 +1,11 @@
-// A router without a model, for the conformance client: answers by the text of the prompt (gateway/testing/fake_router.cc
-// names the scripts). Prints `port=N` and serves until its standard input ends or it gets SIGTERM.
+// A router without a model, for the conformance client: answers by the text of the prompt
+// (gateway/testing/fake_router.cc names the scripts). Prints `port=N` and serves until its standard input ends or it
+// gets SIGTERM.
+#include "gateway/testing/fake_router.h"
+
 #include <cstdio>
 #include <map>
 #include <mutex>
-
-#include "gateway/testing/fake_router.h"
 
 int main() {
   namespace fake = agentserve::gateway::testing;
