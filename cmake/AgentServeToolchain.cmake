@@ -41,7 +41,7 @@ target_compile_options(agentserve_warnings INTERFACE
   -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -Woverloaded-virtual
   -Wimplicit-fallthrough $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety -Werror=thread-safety>
   # GCC 12 at -O2 reports these on correct moves of std::variant and std::string (GCC bugs 105562, 105651, 105329).
-  $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-restrict;-Wno-array-bounds;-Wno-stringop-overflow>
+  $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized;-Wno-restrict;-Wno-array-bounds;-Wno-stringop-overflow;-Wno-stringop-overread>
   $<$<BOOL:${AGENTSERVE_WERROR}>:-Werror>)
 target_include_directories(agentserve_warnings INTERFACE ${CMAKE_SOURCE_DIR})
 
