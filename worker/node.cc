@@ -33,8 +33,8 @@ void AddFlags(base::FlagSet* flags, NodeOptions* o) {
   flags->Add("worker-id", &o->worker_id, "unique in the cluster; empty = role and process id", "Cluster");
   flags->Add("run-dir", &o->run_dir, "folder for unix sockets; empty = KV is only streamed", "Cluster");
   flags->Add("kv-blocks", &o->kv_blocks, "blocks in the KV pool; 0 = from --kv-memory-mib", "KV cache");
-  flags->Add("kv-memory-mib", &o->kv_memory_mib, "KV pool size; 0 = a quarter of free memory, at most 1024",
-             "KV cache");
+  flags->Add("kv-memory-mib", &o->kv_memory_mib,
+             "KV pool size; 0 = 8 sequences at full context, within 64..1024 and a quarter of free memory", "KV cache");
   flags->Add("block-tokens", &o->block_tokens, "tokens per KV block; equal in the whole cluster", "KV cache");
   flags->Add("prefix-cache", &o->prefix_cache, "reuse the KV of equal prompt beginnings", "KV cache");
   flags->Add("kv-transport", &o->kv_transport,

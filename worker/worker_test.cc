@@ -42,7 +42,10 @@ TEST(PoolSizing, ArithmeticAndLimits) {
   in.available_bytes = 64 << 20;
   EXPECT_EQ(SizePool(in)->num_blocks, 1024u) << "a quarter of 64 MiB";
   in.available_bytes = uint64_t{1} << 40;
+  EXPECT_EQ(SizePool(in)->num_blocks, 4096u) << "8 sequences of 8192 tokens";
+  in.model_context = 131072;
   EXPECT_EQ(SizePool(in)->num_blocks, 65536u) << "1 GiB";
+  in.model_context = 8192;
   EXPECT_EQ(SizePool(in)->context_length, 8192u);
   in.memory_mib = 1;
   EXPECT_EQ(SizePool(in)->num_blocks, 64u);

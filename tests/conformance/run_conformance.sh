@@ -39,10 +39,14 @@ wait_for() {  # file, pattern -> number behind `port=`
 }
 
 rm -f "$work/fake_router.log" "$work/gateway.log"
-"$fake_router" < <(sleep 300) >"$work/fake_router.log" 2>&1 &
+# The fake router runs until its standard input ends; this shell alone holds the other end.
+rm -f "$work/stdin"
+mkfifo "$work/stdin"
+exec 9<>"$work/stdin"
+"$fake_router" <"$work/stdin" 9>&- >"$work/fake_router.log" 2>&1 &
 pids+=($!)
 router_port=$(wait_for "$work/fake_router.log" '^port=')
-"$bin/agentserve-gateway" --port 0 --router "127.0.0.1:$router_port" --api-key conformance-key >"$work/gateway.log" 2>&1 &
+"$bin/agentserve-gateway" --port 0 --router "127.0.0.1:$router_port" --api-key conformance-key 9>&- >"$work/gateway.log" 2>&1 &
 gateway=$!
 pids+=("$gateway")
 port=$(wait_for "$work/gateway.log" 'service.ready')
