@@ -69,6 +69,10 @@ function(serve_fuzzer name)
            ${CMAKE_BINARY_DIR}/corpus/${name} ${A_CORPUS} WORKING_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR})
   file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/corpus/${name})
   set_tests_properties(${name} PROPERTIES LABELS fuzz TIMEOUT 120)
+  if(NOT TARGET fuzzers)
+    add_custom_target(fuzzers)  # all of them
+  endif()
+  add_dependencies(fuzzers ${name})
 endfunction()
 
 # serve_proto(name PROTOS a/b.proto ..)   -> library with messages and gRPC stubs; include as "agentserve/x/v1/x.pb.h"

@@ -1,5 +1,6 @@
 #include "model/random_model.h"
 
+#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -14,6 +15,18 @@
 
 namespace agentserve::model {
 namespace {
+
+// IEEE 754 binary16, rounded to nearest even, for |value| < 65504; tiny values become 0.
+uint16_t FloatToHalf(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = (bits >> 16) & 0x8000;
+  const int32_t exponent = static_cast<int32_t>((bits >> 23) & 0xff) - 127 + 15;
+  if (exponent <= 0) return static_cast<uint16_t>(sign);
+  const uint32_t kept = (static_cast<uint32_t>(exponent) << 10) | ((bits >> 13) & 0x3ff);
+  const uint32_t rest = bits & 0x1fff;
+  const uint32_t up = rest > 0x1000 || (rest == 0x1000 && (kept & 1) != 0) ? 1 : 0;
+  return static_cast<uint16_t>(sign | (kept + up));
+}
 
 using base::StrCat;
 using nlohmann::ordered_json;
@@ -69,7 +82,7 @@ void AppendValues(const TensorPlan& t, uint64_t n, WeightDtype dtype, base::Spli
       const uint16_t half = kernels::FloatToBf16(value);
       out->append(reinterpret_cast<const char*>(&half), 2);
     } else {
-      const auto half = static_cast<_Float16>(value);
+      const uint16_t half = FloatToHalf(value);
       out->append(reinterpret_cast<const char*>(&half), 2);
     }
   }
