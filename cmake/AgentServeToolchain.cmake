@@ -3,7 +3,7 @@ set(CMAKE_CXX_STANDARD 20)
 set(CMAKE_CXX_STANDARD_REQUIRED ON)
 set(CMAKE_CXX_EXTENSIONS OFF)
 # One code model for libraries and programs, so that they share precompiled headers (Debian links PIE by default).
-add_compile_options(-fPIC)
+add_compile_options($<$<COMPILE_LANGUAGE:C,CXX>:-fPIC>)
 add_compile_definitions(NOMINMAX)  # absl exports it; equal everywhere for the same reason
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 if(NOT CMAKE_BUILD_TYPE)

@@ -20,6 +20,9 @@ struct SeqSlice {
   SeqId seq;
   // Tokens to run, at absolute positions [start, start + tokens.size()); never empty.
   std::span<const TokenId> tokens;
+  // True: the one entry of `tokens` is a placeholder for the token that the step launched right before this one samples
+  // for the same sequence (not known to the host yet). Only in steps given to Launch while that step is in flight.
+  bool input_pending = false;
   uint32_t start = 0;
   // Block table covering positions [0, start + tokens.size()).
   std::span<const BlockId> blocks;
@@ -27,7 +30,9 @@ struct SeqSlice {
   bool sample = false;
   // Below only if `sample`.
   const SamplingParams* sampling = nullptr;
-  // All tokens of the sequence so far, including this slice; the first `prompt_tokens` are prompt. For penalties.
+  // All tokens of the sequence so far, including this slice; the first `prompt_tokens` are prompt. For penalties. Its
+  // last entry is the placeholder if `input_pending`; planners do not plan ahead for sequences whose sampling reads the
+  // history.
   std::span<const TokenId> history;
   uint32_t prompt_tokens = 0;
 };
@@ -56,6 +61,15 @@ class Executor {
   // Writes the KV of all slices into the pool and samples. `observer` may be null. An error leaves the pool's written
   // blocks undefined (their sequences must be recomputed) but the executor usable, unless the code is INTERNAL.
   virtual absl::Status Run(const StepPlan& plan, LayerObserver* observer, StepOutput* out) = 0;
+
+  // Pipelining: most steps that may be launched and not yet waited for. 1: use Run only.
+  virtual int depth() const { return 1; }
+  // Starts a step and returns; everything the plan points to is copied before. At most depth() steps may be in flight;
+  // with a step in flight the plan may have slices with input_pending. An error means that nothing was started.
+  virtual absl::Status Launch(const StepPlan& plan);
+  // The result of the oldest step in flight. An error is this step's, as for Run; later steps in flight are then lost
+  // too.
+  virtual absl::Status Wait(StepOutput* out);
 };
 
 }  // namespace agentserve::engine

@@ -1,0 +1,85 @@
+// Causal grouped-query attention over paged KV on the GPU: a decode kernel (one query row a sequence, split over KV)
+// and a prefill kernel (many rows a sequence, after a prefix that is already in the pool). fp32 scores, softmax and
+// accumulation, probabilities rounded to bf16 for the second product, one rounding of the result. head_dim 64 or 128;
+// block_tokens a multiple of 16.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "kernels/attention/paged_kv.h"
+#include "kernels/cuda/launch.h"
+
+namespace agentserve::kernels::cuda {
+
+// One unit of decode work: positions [begin, end) of one sequence.
+struct DecodeUnit {
+  int32_t row;    // of q; -1 = nothing to do
+  int32_t begin;  // multiple of block_tokens
+  int32_t end;
+  int32_t split;  // index of this unit among the row's
+};
+
+// How a batch of decodes is cut; made on the host once per step and used by all layers. Grid and buffers are sized for
+// the bucket, so a captured graph can be replayed with other contents.
+struct DecodePlanLimits {
+  int max_rows = 0;
+  int max_units = 0;  // also the number of partial results
+  int max_context = 0;
+};
+DecodePlanLimits DecodeLimits(int max_rows, int max_context, int num_sms);
+// Fills units[max_units] and splits[rows + 1] (first unit of each row; units of a row are consecutive, in KV order).
+// `kv_lengths` counts the new token. `fixed_chunk` > 0: every unit but the last of a row has exactly that many
+// positions, whatever the batch (batch-invariant); 0: chosen to fill the GPU. Pure; host memory. Returns the number of
+// units.
+int PlanDecode(const int32_t* kv_lengths, int rows, int block_tokens, int num_sms, int fixed_chunk,
+               const DecodePlanLimits& limits, DecodeUnit* units, int32_t* splits);
+
+struct DecodeAttentionParams {
+  const __nv_bfloat16* q = nullptr;  // [rows][q_heads][head_dim]
+  __nv_bfloat16* out = nullptr;      // the same
+  PagedKv kv;
+  int q_heads = 0;
+  float scale = 0;                        // 1 / sqrt(head_dim)
+  int rows = 0;                           // of the bucket; rows without units are not written
+  const int32_t* block_tables = nullptr;  // [rows][table_stride]
+  int table_stride = 0;
+  const DecodeUnit* units = nullptr;  // device copy of the plan
+  const int32_t* splits = nullptr;    // device copy, [rows + 1]
+  int max_units = 0;                  // grid size is derived from it
+  void* workspace = nullptr;          // DecodeWorkspaceBytes; the first kWorkspaceZeroBytes zero as in linear_cuda.h
+  size_t workspace_bytes = 0;
+};
+size_t DecodeWorkspaceBytes(const DecodePlanLimits& limits, int q_heads, int head_dim);
+absl::Status DecodeAttention(const DecodeAttentionParams& params, const LaunchContext& context);
+
+struct PrefillAttentionParams {
+  const __nv_bfloat16* q = nullptr;  // [tokens][q_heads][head_dim]
+  __nv_bfloat16* out = nullptr;      // the same
+  PagedKv kv;
+  int q_heads = 0;
+  float scale = 0;
+  int sequences = 0;
+  int tokens = 0;                         // of all sequences
+  int max_new = 0;                        // most new tokens of a sequence
+  const int32_t* cu_tokens = nullptr;     // [sequences + 1] first row of each; device
+  const int32_t* starts = nullptr;        // [sequences] position of the first new token = length of the prefix
+  const int32_t* block_tables = nullptr;  // [sequences][table_stride]
+  int table_stride = 0;
+  // Tile list made on the host by PlanPrefill, longest work first: device copy.
+  const int32_t* tiles = nullptr;  // [num_tiles] packed (sequence << 16 | tile in the sequence), see PlanPrefill
+  int num_tiles = 0;
+  void* workspace = nullptr;
+  size_t workspace_bytes = 0;
+};
+// Fills tiles (at most MaxPrefillTiles) on the host; returns how many.
+int MaxPrefillTiles(int max_tokens, int max_sequences, int head_dim);
+int PlanPrefill(const int32_t* cu_tokens, const int32_t* starts, int sequences, int head_dim, int32_t* tiles);
+size_t PrefillWorkspaceBytes();
+// A row's bits depend only on its own sequence up to it, not on chunking or batch.
+absl::Status PrefillAttention(const PrefillAttentionParams& params, const LaunchContext& context);
+
+}  // namespace agentserve::kernels::cuda
