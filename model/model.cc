@@ -1,7 +1,9 @@
 #include "model/model.h"
 
+#include <algorithm>
 #include <cinttypes>
 #include <cstdio>
+#include <cstdlib>
 
 #include "base/check.h"
 #include "base/hash.h"
@@ -42,7 +44,7 @@ class CpuModel final : public Model {
     const uint64_t embedding = uint64_t{config_.vocab_size} * config_.hidden_size;
     return 2 * (config_.num_parameters() - (config_.tie_word_embeddings ? 0 : embedding));
   }
-  std::unique_ptr<engine::Executor> NewExecutor(engine::KvPoolView pool) override {
+  absl::StatusOr<std::unique_ptr<engine::Executor>> CreateExecutor(engine::KvPoolView pool) override {
     AS_CHECK(pool.layout == layout(pool.layout.block_tokens)) << "the KV pool has another model's layout";
     AS_CHECK(pool.base != nullptr || pool.num_blocks == 0);
     return std::make_unique<CpuExecutor>(config_, *weights_, rope_frequencies_, threads_, pool);
@@ -56,7 +58,46 @@ class CpuModel final : public Model {
   uint64_t fingerprint_ = 0;
 };
 
+// Stands in for an executor that could not be made.
+class FailedExecutor final : public engine::Executor {
+ public:
+  explicit FailedExecutor(absl::Status status) : status_(std::move(status)) {}
+  absl::Status Run(const engine::StepPlan&, engine::LayerObserver*, engine::StepOutput*) override { return status_; }
+
+ private:
+  const absl::Status status_;
+};
+
 }  // namespace
+
+std::unique_ptr<engine::Executor> Model::NewExecutor(engine::KvPoolView pool) {
+  absl::StatusOr<std::unique_ptr<engine::Executor>> executor = CreateExecutor(pool);
+  if (executor.ok()) return *std::move(executor);
+  return std::make_unique<FailedExecutor>(
+      absl::InternalError(base::StrCat("no executor: ", base::MessageOf(executor.status()))));
+}
+
+uint64_t DeviceMemory::PoolBytes() const {
+  // The runtime's own needs (local memory, lazily loaded kernels, peers' mappings), seen at up to a few hundred MiB.
+  constexpr uint64_t kMargin = uint64_t{1} << 30;
+  const uint64_t taken = executor_bytes + kMargin;
+  return free_bytes > taken ? free_bytes - taken : 0;
+}
+
+absl::StatusOr<DeviceMemory> Model::device_memory() const {
+  DeviceMemory memory;
+  memory.name = "cpu";
+  memory.weight_bytes = weight_bytes();
+  return memory;
+}
+
+absl::StatusOr<KvMemory> Model::AllocateKv(size_t bytes) const {
+  constexpr size_t kAlign = 64;
+  void* memory = std::aligned_alloc(kAlign, (std::max<size_t>(bytes, 1) + kAlign - 1) / kAlign * kAlign);
+  if (memory == nullptr)
+    return absl::ResourceExhaustedError(base::StrCat("no memory for a KV pool of ", bytes, " bytes"));
+  return KvMemory(static_cast<std::byte*>(memory), [](std::byte* p) { std::free(p); });
+}
 
 std::string Model::fingerprint_hex() const {
   char text[17];
