@@ -1,17 +1,22 @@
 #include "model/model.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 
 #include "base/check.h"
-#include "base/hash.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "kernels/rope/rope.h"
 #include "model/cpu_executor.h"
+#include "model/fingerprint.h"
 #include "model/weights.h"
+#ifdef AGENTSERVE_HAS_CUDA
+#include "model/cuda/cuda_model.h"
+#include "model/cuda/device.h"
+#endif
 
 namespace agentserve::model {
 namespace {
@@ -35,8 +40,7 @@ class CpuModel final : public Model {
         weights_(std::move(weights)),
         rope_frequencies_(FrequenciesOf(config_)),
         threads_(threads) {
-    const std::string identity = base::StrCat(config_.Canonical(), "weights=", weights_->sample_hash, "\n");
-    fingerprint_ = base::Sha256Prefix(std::as_bytes(std::span(identity))).hi;
+    fingerprint_ = ModelFingerprint(config_, *weights_);
   }
   const ModelConfig& config() const override { return config_; }
   uint64_t fingerprint() const override { return fingerprint_; }
@@ -117,14 +121,46 @@ engine::KvLayout Model::layout(uint32_t block_tokens) const {
   return l;
 }
 
-absl::StatusOr<std::unique_ptr<Model>> LoadModel(const std::string& dir, const LoadOptions& options) {
-  if (options.device != "cpu") {
-    return absl::UnimplementedError(
-        base::StrCat("device \"", options.device, "\" is not built into this program; use --device cpu"));
+namespace {
+
+// The ordinal of "cuda" or "cuda:N"; -1 for "cpu". "auto" takes device 0 if it can be used.
+absl::StatusOr<int> DeviceOrdinal(const std::string& device) {
+  if (device == "cpu") return -1;
+#ifdef AGENTSERVE_HAS_CUDA
+  if (device == "auto") return cuda::CheckDevice(0).ok() ? 0 : -1;
+#else
+  if (device == "auto") return -1;
+#endif
+  int ordinal = 0;
+  const std::string_view number = std::string_view(device).substr(std::min<size_t>(device.size(), 5));
+  const bool numbered = device.starts_with("cuda:") &&
+                        std::from_chars(number.data(), number.data() + number.size(), ordinal).ec == std::errc() &&
+                        std::to_string(ordinal) == number;
+  if (device != "cuda" && !numbered) {
+    return absl::InvalidArgumentError(
+        base::StrCat("--device \"", device, "\" is not known; use cpu, cuda, cuda:N or auto"));
   }
+  return ordinal;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Model>> LoadModel(const std::string& dir, const LoadOptions& options) {
+  AS_ASSIGN_OR_RETURN(const int ordinal, DeviceOrdinal(options.device));
   if (options.threads < 0 || options.threads > kernels::ThreadPool::kMaxThreads) {
     return absl::InvalidArgumentError(
         base::StrCat("threads = ", options.threads, " must be 0 (all CPUs) to ", kernels::ThreadPool::kMaxThreads));
+  }
+  if (ordinal >= 0) {
+#ifdef AGENTSERVE_HAS_CUDA
+    AS_ASSIGN_OR_RETURN(std::unique_ptr<Model> model, cuda::CudaModel::Load(dir, options, ordinal, {}));
+    return model;
+#else
+    return absl::UnimplementedError(
+        base::StrCat("--device ", options.device,
+                     ": this program was built without CUDA. Build it where nvcc 12.4 or newer is installed "
+                     "(cmake -DAGENTSERVE_CUDA=ON), or use --device cpu"));
+#endif
   }
   AS_ASSIGN_OR_RETURN(ModelConfig config, LoadModelConfig(dir));
   AS_ASSIGN_OR_RETURN(std::unique_ptr<Weights> weights, LoadWeights(dir, config, options.progress));
