@@ -33,6 +33,9 @@ struct DecodeAttentionParams {
   void* workspace = nullptr;
   size_t workspace_bytes = 0;
 };
+// With context.pdl the plan, the block tables and the KV of all positions but each row's last are read before the wait
+// for the kernel before. So these must have been written before that kernel started: two kernels back or more, or by
+// anything the chain fully depends on (a copy, another graph). q and the newest KV row may come from the kernel before.
 // Q heads a KV head at most 8. A row's bits depend on its q, its KV and its own units only.
 size_t DecodeWorkspaceBytes(const DecodePlanLimits& limits, int q_heads, int head_dim);
 absl::Status DecodeAttention(const DecodeAttentionParams& params, const LaunchContext& context);

@@ -176,9 +176,18 @@ TEST(DecodeAttention, HundredRunsAreBitwiseEqual) {
   }
 }
 
-// With a fixed chunk a sequence gets the same bits alone and in a batch. The fixture draws q first, then KV by row: so
-// the first row of a batch is the sequence of a batch of one only if its KV is drawn with the same state; instead the
-// same batch is run with the other rows made longer or empty, which changes the plan but not row 0.
+// What is read before the wait must not be what the kernel before writes.
+TEST(DecodeAttention, WaitsForQAndTheNewestRow) {
+  for (const DecodeCase& c :
+       {Llama1b({1}), Llama1b({16, 17, 700, 1024, 31}), Llama1b({5000}), Llama3b({1, 129, 640}), Llama3b({3000})}) {
+    DecodeFixture fixture(c);
+    const std::vector<uint16_t> want = fixture.Run();
+    for (int i = 0; i < 10; ++i) ASSERT_EQ(fixture.RunAfterLateWriter(), want) << Describe(c);
+  }
+}
+
+// With a fixed chunk a row's bits do not depend on the rest of the batch: the other rows are empty, short or long,
+// while row 0 keeps its q and KV (the fixture draws q for all rows first, then KV row by row).
 TEST(DecodeAttention, FixedChunkDoesNotDependOnTheBatch) {
   for (bool large : {false, true}) {
     for (int length : {100, 513, 2500}) {

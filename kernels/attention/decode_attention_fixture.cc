@@ -9,6 +9,7 @@
 #include <numeric>
 #include <random>
 
+#include "kernels/attention/decode_slow_writer.h"
 #include "kernels/gemm/linear_cuda.h"
 
 namespace agentserve::kernels::cuda {
@@ -162,9 +163,55 @@ std::vector<uint16_t> DecodeFixture::Run(bool pdl) {
   context.pdl = pdl;
   const absl::Status status = DecodeAttention(Params(), context);
   if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  return Output();
+}
+
+std::vector<uint16_t> DecodeFixture::Output() const {
   CheckCuda(cudaDeviceSynchronize(), "decode attention");
   std::vector<uint16_t> out(q_.size());
   CheckCuda(cudaMemcpy(out.data(), out_device_, out.size() * 2, cudaMemcpyDeviceToHost), "cudaMemcpy");
+  return out;
+}
+
+std::vector<uint16_t> DecodeFixture::RunAfterLateWriter() {
+  const DecodeCase& c = case_;
+  char* pool = static_cast<char*>(pool_);
+  const int32_t row_bytes = c.head_dim * 2;
+  std::vector<LateCopy> copies;
+  void* q_copy = Upload(q_);
+  copies.push_back({q_copy, q_device_, static_cast<int32_t>(q_.size() * 2)});
+  std::vector<uint16_t> rows;
+  std::vector<size_t> targets;
+  for (size_t row = 0; row < c.lengths.size(); ++row) {
+    const int token = c.lengths[row] - 1;
+    if (token < 0) continue;
+    const int32_t id = tables_[row * table_stride_ + token / c.block_tokens];
+    for (int head = 0; head < 2 * c.kv_heads; ++head) {
+      const bool v = head % 2 == 1;
+      const uint16_t* from = &kv_[Offset(id - c.spare_blocks, v, head / 2, token % c.block_tokens)];
+      rows.insert(rows.end(), from, from + c.head_dim);
+      targets.push_back(Offset(id, v, head / 2, token % c.block_tokens) * 2);
+    }
+  }
+  char* rows_copy = static_cast<char*>(Upload(rows));
+  for (size_t i = 0; i < targets.size(); ++i) {
+    copies.push_back({rows_copy + i * row_bytes, pool + targets[i], row_bytes});
+    CheckCuda(cudaMemset(pool + targets[i], 0xff, row_bytes), "cudaMemset");
+  }
+  void* copies_device = Upload(copies);
+  CheckCuda(cudaMemset(q_device_, 0xff, q_.size() * 2), "cudaMemset");
+  CheckCuda(cudaMemset(out_device_, 0xff, q_.size() * 2), "cudaMemset");
+  CheckCuda(cudaDeviceSynchronize(), "poison");
+  LaunchContext context;
+  context.pdl = true;
+  CheckCuda(cudaStreamCreate(&context.stream), "stream");
+  CheckCuda(LaunchSlowWriter(static_cast<const LateCopy*>(copies_device), static_cast<int>(copies.size()), context),
+            "slow writer");
+  const absl::Status status = DecodeAttention(Params(), context);
+  if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  std::vector<uint16_t> out = Output();
+  CheckCuda(cudaStreamDestroy(context.stream), "stream");
+  for (void* p : {q_copy, static_cast<void*>(rows_copy), copies_device}) cudaFree(p);
   return out;
 }
 

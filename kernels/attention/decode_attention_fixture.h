@@ -35,6 +35,9 @@ class DecodeFixture {
   DecodeAttentionParams Params() const;
   // Poisons the output, runs once, returns [rows][q_heads][head_dim].
   std::vector<uint16_t> Run(bool pdl = false);
+  // Poisons q and each sequence's newest KV row as well; a kernel that writes them late runs right before, chained by
+  // programmatic dependent launch.
+  std::vector<uint16_t> RunAfterLateWriter();
   // Softmax in double of the stored bf16 values; rows of length 0 are 0.
   std::vector<double> Reference() const;
   // True if the workspace's counters are all zero.
@@ -43,6 +46,7 @@ class DecodeFixture {
 
  private:
   size_t BlockElements() const;
+  std::vector<uint16_t> Output() const;
   size_t Offset(int64_t block, bool v, int head, int token) const;  // elements, of the attended layer
 
   DecodeCase case_;

@@ -7,7 +7,12 @@
 // with m16n8k16 products whose A rows 8-15 are zero (a group has at most 8 q rows). If a row has one unit, the merged
 // result is the output; else it goes to the workspace as (O, max, sum) in fp32, and the block that arrives last at the
 // row's counter adds up the parts in the order of the splits. Nothing depends on timing: same inputs, same bits.
+//
+// Under programmatic dependent launch the plan, the tables and all KV but each sequence's newest row are read before
+// the wait: they are older than the kernel before (attention_cuda.h says so to callers).
 #pragma once
+
+#include <climits>
 
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/cuda/pdl.cuh"
@@ -100,9 +105,10 @@ struct TileOffsets {
   }
 };
 
-// Starts the copies of one tile of K and V. Positions at and after `valid` are filled with zeros and not read.
+// Starts the copies of one tile of K and V. Rows at and after `valid` are filled with zeros and not read; row `skip` is
+// left alone (CopyRow brings it).
 template <typename C>
-__device__ __forceinline__ void CopyTile(uint32_t stage, const std::byte* k, const std::byte* v, int valid) {
+__device__ __forceinline__ void CopyTile(uint32_t stage, const std::byte* k, const std::byte* v, int valid, int skip) {
   constexpr int kChunks = C::kHeadDim / 8;  // 16-byte chunks of a row
   constexpr int kRows = 32 / kChunks;       // rows a turn of the warp
   const int lane = threadIdx.x % 32;
@@ -111,16 +117,28 @@ __device__ __forceinline__ void CopyTile(uint32_t stage, const std::byte* k, con
 #pragma unroll
   for (int j = 0; j < C::kTile / kRows; ++j) {
     const int row = j * kRows + lane / kChunks;
+    if (row == skip) continue;
     CpAsync16OrZero(half + Swizzle128(row, chunk % 8), k + j * 512 + lane * 16, row < valid);
   }
 #pragma unroll
   for (int j = 0; j < C::kTile / kRows; ++j) {
     const int row = j * kRows + lane / kChunks;
+    if (row == skip) continue;
     CpAsync16OrZero(half + C::kTileBytes + Swizzle128(row, chunk % 8), v + j * 512 + lane * 16, row < valid);
   }
 }
+template <typename C>
+__device__ __forceinline__ void CopyRow(uint32_t stage, const std::byte* k, const std::byte* v, int row) {
+  const int chunk = threadIdx.x % 32;
+  if (chunk >= C::kHeadDim / 8) return;
+  const uint32_t to = stage + (chunk / 8) * (C::kTile * 128) + Swizzle128(row, chunk % 8);
+  const int from = row * C::kHeadDim * 2 + chunk * 16;
+  CpAsync16(to, k + from);
+  CpAsync16(to + C::kTileBytes, v + from);
+}
 
-// One tile: scores, softmax, weighted sum of V. `q` is the A fragment of the scaled-later q rows; `valid` as above.
+// One tile: scores, softmax, weighted sum of V. `q` is the A fragment of the q rows (unscaled); `valid` as
+// above.
 template <typename C>
 __device__ __forceinline__ void ComputeTile(uint32_t stage, const uint32_t (&q)[C::kHeadDim / 16][2], float scale_log2,
                                             int valid, DecodeAccumulator<C::kHeadDim>& acc) {
@@ -172,49 +190,70 @@ __device__ __forceinline__ void ComputeTile(uint32_t stage, const uint32_t (&q)[
   }
 }
 
-// This warp's tiles of the unit.
+// A fragments of the group's q rows; rows beyond the group are zero.
 template <typename C>
-__device__ __forceinline__ void AttendTiles(const DecodeAttentionParams& p, const DecodeUnit& unit, int head, int group,
-                                            uint32_t ring, DecodeAccumulator<C::kHeadDim>& acc) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+__device__ __forceinline__ void LoadQ(const __nv_bfloat16* q, int group, uint32_t (&fragment)[C::kHeadDim / 16][2]) {
+  const int row = threadIdx.x % 32 / 4;
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(q + row * C::kHeadDim) + threadIdx.x % 4;
+#pragma unroll
+  for (int step = 0; step < C::kHeadDim / 16; ++step) {
+    fragment[step][0] = row < group ? words[step * 8] : 0;
+    fragment[step][1] = row < group ? words[step * 8 + 4] : 0;
+  }
+}
+
+// This warp's tiles of the unit. Copies start before the wait for the kernel before (`waited` says whether it was
+// done): all KV but the sequence's newest row, `newest`, is older.
+template <typename C>
+__device__ __forceinline__ void AttendTiles(const DecodeAttentionParams& p, const DecodeUnit& unit, int newest,
+                                            int head, int group, uint32_t ring, bool& waited,
+                                            DecodeAccumulator<C::kHeadDim>& acc) {
+  constexpr int kStride = C::kWarps * C::kTile;  // from a warp's tile to its next
+  constexpr int kStageBytes = 2 * C::kTileBytes;
   TileOffsets<C> offsets;
   offsets.table = p.block_tables + static_cast<int64_t>(unit.row) * p.table_stride;
   offsets.block_bytes = p.kv.block_bytes;
   offsets.block_tokens = static_cast<int>(p.kv.block_tokens);
-  offsets.begin = unit.begin + warp * C::kTile;
+  offsets.begin = unit.begin + static_cast<int>(threadIdx.x / 32) * C::kTile;
   const int left = unit.end - offsets.begin;
-  const int count = left > 0 ? (left + C::kWarps * C::kTile - 1) / (C::kWarps * C::kTile) : 0;
+  const int count = left > 0 ? (left + kStride - 1) / kStride : 0;
   offsets.count = count;
   offsets.Start();
-
-  uint32_t q[C::kHeadDim / 16][2];
-  const __nv_bfloat16* q_row =
-      p.q + (static_cast<int64_t>(unit.row) * p.q_heads + head * group + lane / 4) * C::kHeadDim + 2 * (lane % 4);
-#pragma unroll
-  for (int step = 0; step < C::kHeadDim / 16; ++step) {
-    const bool real = lane / 4 < group;
-    q[step][0] = real ? *reinterpret_cast<const uint32_t*>(q_row + step * 16) : 0;
-    q[step][1] = real ? *reinterpret_cast<const uint32_t*>(q_row + step * 16 + 8) : 0;
-  }
   const std::byte* k = p.kv.base + p.kv.k_offset + head * p.kv.head_bytes;
   const std::byte* v = p.kv.base + p.kv.v_offset + head * p.kv.head_bytes;
-  const float scale_log2 = p.scale * 1.44269504088896340736f;
-
-  const auto copy = [&](int i, int stage) {
+  const auto copy = [&](int i, int stage, int skip) {
     if (i < count) {
       const int64_t offset = offsets.Get(i);
-      CopyTile<C>(ring + stage * 2 * C::kTileBytes, k + offset, v + offset, left - i * C::kWarps * C::kTile);
+      CopyTile<C>(ring + stage * kStageBytes, k + offset, v + offset, left - i * kStride, skip);
     }
     CpAsyncCommit();
   };
+  const int fresh = newest - offsets.begin;  // of the warp's last tile, if it is there at all
 #pragma unroll
-  for (int i = 0; i < C::kStages - 1; ++i) copy(i, i);
+  for (int i = 0; i < C::kStages - 1; ++i) copy(i, i, fresh - i * kStride);
+  if (!waited) {
+    PdlWait();
+    PdlTrigger();
+    waited = true;
+  }
+  if (count > 0 && count < C::kStages && newest < unit.end) {
+    const int row = fresh - (count - 1) * kStride;
+    const int64_t offset = __shfl_sync(0xffffffffu, offsets.current, count - 1);
+    if (row >= 0 && row < C::kTile) CopyRow<C>(ring + (count - 1) * kStageBytes, k + offset, v + offset, row);
+  }
+  uint32_t q[C::kHeadDim / 16][2];
+  LoadQ<C>(p.q + (static_cast<int64_t>(unit.row) * p.q_heads + head * group) * C::kHeadDim, group, q);
+  const float scale_log2 = p.scale * 1.44269504088896340736f;
   int stage = 0, free_stage = C::kStages - 1;
   for (int i = 0; i < count; ++i) {
-    copy(i + C::kStages - 1, free_stage);
-    CpAsyncWait<C::kStages - 1>();
+    copy(i + C::kStages - 1, free_stage, -1);
+    if (i + 1 < count) {
+      CpAsyncWait<C::kStages - 1>();
+    } else {
+      CpAsyncWait<0>();  // CopyRow's may be in the group committed last
+    }
     __syncwarp();
-    ComputeTile<C>(ring + stage * 2 * C::kTileBytes, q, scale_log2, left - i * C::kWarps * C::kTile, acc);
+    ComputeTile<C>(ring + stage * kStageBytes, q, scale_log2, left - i * kStride, acc);
     __syncwarp();  // all lanes have read the stage before it is filled again
     free_stage = stage;
     stage = stage + 1 == C::kStages ? 0 : stage + 1;
@@ -321,18 +360,18 @@ __global__ void __launch_bounds__(C::kThreads, 2) DecodeAttentionKernel(DecodeAt
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const DecodeWorkspace workspace = CarveDecodeWorkspace(p.workspace, p.max_units, p.q_heads);
   const int kv_heads = static_cast<int>(p.kv.kv_heads);
-  PdlWait();
-  PdlTrigger();
+  bool waited = false;
   for (int task = blockIdx.x; task < p.max_units * kv_heads; task += gridDim.x) {
     const int unit_index = task / kv_heads, head = task % kv_heads;
     const DecodeUnit unit = p.units[unit_index];
-    if (unit.row < 0) return;
+    if (unit.row < 0) break;
     const int first_unit = unit_index - unit.split;
     const int splits = p.splits[unit.row + 1] - first_unit;
+    const int newest = unit.split == splits - 1 ? unit.end - 1 : INT_MAX;
 
     DecodeAccumulator<C::kHeadDim> acc = {};
     acc.max = -INFINITY;
-    AttendTiles<C>(p, unit, head, group, SharedAddress(shared) + warp * C::kRingBytes, acc);
+    AttendTiles<C>(p, unit, newest, head, group, SharedAddress(shared) + warp * C::kRingBytes, waited, acc);
     if (lane / 4 < group) {
       float* o =
           reinterpret_cast<float*>(shared + warp * C::kRingBytes) + (lane / 4) * C::kMergeStride + 2 * (lane % 4);
@@ -362,6 +401,7 @@ __global__ void __launch_bounds__(C::kThreads, 2) DecodeAttentionKernel(DecodeAt
     }
     __syncthreads();  // the rings are free
   }
+  if (!waited) PdlWait();  // the next kernel may rely on all before this one
 }
 
 template <typename C>
