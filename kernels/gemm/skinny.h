@@ -1,5 +1,5 @@
-// The few-rows family behind Linear (kernels/gemm/linear_cuda.h): every weight is read once, at close to the rate of the
-// memory. linear_cuda.cc asks SkinnySupports and calls SkinnyLinear; nobody else does.
+// The few-rows family behind Linear (kernels/gemm/linear_cuda.h): every weight is read once, at close to the rate of
+// the memory. linear_cuda.cc asks SkinnySupports and calls SkinnyLinear; nobody else does.
 #pragma once
 
 #include <cstddef>
