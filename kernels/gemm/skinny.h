@@ -13,8 +13,12 @@ namespace agentserve::kernels::cuda {
 bool SkinnySupports(const LinearParams& params);
 // Requires SkinnySupports. Same contract as Linear.
 absl::Status SkinnyLinear(const LinearParams& params, const LaunchContext& context);
-// Bytes of LinearParams::workspace that SkinnyLinear and LmHead need for every call within these bounds, including the
-// kWorkspaceZeroBytes at its start.
+// The LM head for the same few rows (linear.y may be null): the best logit of each row is kept on the side.
+// kInvariant too: the bits of a row do not depend on m within this family.
+bool SkinnyLmHeadSupports(const LmHeadParams& params);
+absl::Status SkinnyLmHead(const LmHeadParams& params, const LaunchContext& context);
+// Bytes of LinearParams::workspace that SkinnyLmHead needs within these bounds, including the
+// kWorkspaceZeroBytes at its start; SkinnyLinear needs none.
 size_t SkinnyWorkspaceBytes(int max_m, int max_n, int max_k);
 // e.g. "skinny m8".
 const char* SkinnyPlanName(const LinearParams& params);
