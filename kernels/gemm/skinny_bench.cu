@@ -288,6 +288,7 @@ void Alone(const Model& model, const ModelShape& shape, const std::vector<int>& 
       const double bytes = 2.0 * p.n * p.k;
       double us[3] = {};
       for (const bool pdl : {false, true}) {
+        if (!SkinnySupports(p)) continue;
         us[pdl] = TimeGraph(
                       [&](const LaunchContext& c) {
                         for (int i = 0; i < calls; ++i) model.Run(static_cast<Model::Op>(op), i, m, nullptr, c);
@@ -317,6 +318,7 @@ void Alone(const Model& model, const ModelShape& shape, const std::vector<int>& 
 }
 
 int Main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
     std::printf("no CUDA device\n");
