@@ -293,9 +293,9 @@ void Chain(const Model& model, const ModelShape& shape, const std::vector<int>& 
 
 void Sweep(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
   for (int m : rows) {
-    for (int stages : {-1, 3, 4, 5, 6}) {
+    for (int stages : {3, 4, 5}) {
       std::printf("%s m %d stages %2d:", shape.name, m, stages);
-      for (int slabs : {0, 1, 2, 4}) {
+      for (int slabs : {0, 1, 2, 4, 6}) {
         for (int lead : {4, 8, 16, 1000}) {
           const SkinnyTuning tuning{stages, slabs, lead};
           const double us = TimeGraph([&](const LaunchContext& c) { model.Step(m, &tuning, true, c); }, true, 7);
