@@ -55,8 +55,20 @@ __device__ __forceinline__ void CpAsyncWaitDynamic(int pending) {
     case 7:
       CpAsyncWait<7>();
       break;
-    default:
+    case 8:
       CpAsyncWait<8>();
+      break;
+    case 9:
+      CpAsyncWait<9>();
+      break;
+    case 10:
+      CpAsyncWait<10>();
+      break;
+    case 11:
+      CpAsyncWait<11>();
+      break;
+    default:
+      CpAsyncWait<12>();
       break;
   }
 }
