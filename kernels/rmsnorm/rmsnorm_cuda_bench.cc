@@ -47,11 +47,37 @@ void Measure(int rows, int n, bool pdl) {
       rows, n, pdl ? 1 : 0, t.median_us, t.p95_us, bytes / t.median_us * 1e-6, copy);
 }
 
+// Reads x, delta and the weight from a file, writes the sum and y to another: for comparing bits with other programs.
+int Apply(int rows, int n, const char* in, const char* out) {
+  const size_t size = static_cast<size_t>(rows) * static_cast<size_t>(n);
+  std::vector<uint16_t> values(2 * size + static_cast<size_t>(n)), results(2 * size);
+  std::FILE* file = std::fopen(in, "rb");
+  if (file == nullptr || std::fread(values.data(), 2, values.size(), file) != values.size()) return 1;
+  std::fclose(file);
+  DeviceVector<uint16_t> from{std::span<const uint16_t>(values)}, to(results.size());
+  RmsNormParams p;
+  p.x = reinterpret_cast<__nv_bfloat16*>(from.data());
+  p.delta = p.x + size;
+  p.weight = p.delta + size;
+  p.sum = reinterpret_cast<__nv_bfloat16*>(to.data());
+  p.y = p.sum + size;
+  p.rows = rows;
+  p.n = n;
+  p.eps = 1e-5f;
+  if (!RmsNorm(p, {}).ok()) return 1;
+  results = to.Download();
+  file = std::fopen(out, "wb");
+  if (file == nullptr || std::fwrite(results.data(), 2, results.size(), file) != results.size()) return 1;
+  return std::fclose(file);
+}
+
 }  // namespace
 }  // namespace agentserve::kernels::cuda
 
-int main() {
+// rmsnorm_bench [--apply ROWS N IN OUT]
+int main(int argc, char** argv) {
   using namespace agentserve::kernels::cuda;
+  if (argc == 6) return Apply(std::atoi(argv[2]), std::atoi(argv[3]), argv[4], argv[5]);
   std::printf("%7s %6s %4s %10s %10s %8s %7s %8s\n", "rows", "n", "", "us", "us p95", "TB/s", "of 4.8", "copy TB/s");
   for (const int n : {2048, 3072}) {
     for (const int rows : {1, 64, 256}) {
