@@ -34,10 +34,7 @@ struct Variant {
 constexpr Variant kVariants[] = {
     {"8 warps x 3", 64, LaunchDecodeAttention<DecodeConfig<64, 8, 3>>},
     {"8 warps x 2", 64, LaunchDecodeAttention<DecodeConfig<64, 8, 2>>},
-    {"4 warps x 4", 64, LaunchDecodeAttention<DecodeConfig<64, 4, 4>>},
-    {"16 warps x 3", 64, LaunchDecodeAttention<DecodeConfig<64, 16, 3>>},
     {"4 warps x 3", 128, LaunchDecodeAttention<DecodeConfig<128, 4, 3>>},
-    {"8 warps x 3", 128, LaunchDecodeAttention<DecodeConfig<128, 8, 3>>},
     {"4 warps x 2", 128, LaunchDecodeAttention<DecodeConfig<128, 4, 2>>},
 };
 

@@ -37,7 +37,8 @@ __device__ __forceinline__ MergedPair MergeWarps(const char* shared, const float
   for (int w = 0; w < C::kWarps; ++w) {
     const float2 stat = stats[w * C::kMaxGroup + row];
     const float weight = Exp2(stat.x - m.max);  // 0 for a warp without tiles
-    const float* o = reinterpret_cast<const float*>(shared + w * C::kRingBytes) + row * C::kMergeStride + dim;
+    const float* o =
+        reinterpret_cast<const float*>(shared + w * C::kRingBytes + C::kMergeO) + row * C::kMergeStride + dim;
     const float2 value = *reinterpret_cast<const float2*>(o);
     m.o.x += value.x * weight;
     m.o.y += value.y * weight;
@@ -83,8 +84,8 @@ __device__ __forceinline__ void CombineSplits(const DecodeAttentionParams& p, co
   const int lanes = min(items, C::kThreads);  // values worked on at once
   const int parts = C::kThreads / lanes;
   const int part = static_cast<int>(threadIdx.x) / lanes;
-  float4* shared_o = reinterpret_cast<float4*>(shared);
-  float2* shared_stats = reinterpret_cast<float2*>(shared + C::kThreads * sizeof(float4));
+  float4* shared_o = reinterpret_cast<float4*>(shared + C::kScratch);
+  float2* shared_stats = reinterpret_cast<float2*>(shared + C::kScratch + C::kThreads * sizeof(float4));
   for (int base = 0; base < items; base += lanes) {
     const int item = base + static_cast<int>(threadIdx.x) % lanes;
     const int head = first_head + item / kVectors;

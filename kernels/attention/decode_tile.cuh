@@ -2,6 +2,8 @@
 // arithmetic. The whole is described in decode_kernel.cuh.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/cuda/pdl.cuh"
 #include "kernels/tile/cluster.cuh"
@@ -23,14 +25,17 @@ struct DecodeConfig {
   static constexpr int kMaxGroup = 8;
   // Row of a warp's O in shared memory, in floats; the padding spreads rows over the banks.
   static constexpr int kMergeStride = kHeadDim + 8;
-  static constexpr int kStatsBytes = (kWarps + 1) * kMaxGroup * 8;  // of the warps, of the block
-  static constexpr int kSharedBytes = kWarps * kRingBytes + kStatsBytes + 16;
-  // The block's merged O lies behind the first warp's, for the other blocks of the cluster.
-  static constexpr int kBlockO = kRingBytes / 2;
+  // Shared memory: the warps' rings; the block's merged O, later the parts of CombineSplits; (max, sum) of the warps
+  // and of the block; a flag.
+  static constexpr int kScratch = kWarps * kRingBytes;
+  static constexpr int kScratchBytes = std::max(kMaxGroup * kHeadDim * 4, kThreads*(4 + 2) * 4);
+  static constexpr int kStats = kScratch + kScratchBytes;
+  static constexpr int kFlag = kStats + (kWarps + 1) * kMaxGroup * 8;
+  static constexpr int kSharedBytes = kFlag + 16;
+  // A warp's O goes to its ring's last stage: the others are already being filled for the next task.
+  static constexpr int kMergeO = (kStages - 1) * 2 * kTileBytes;
   static_assert(kHeadDim == 64 || kHeadDim == 128);
-  static_assert(kMaxGroup * kMergeStride * 4 <= kBlockO);
-  static_assert(kMaxGroup * kHeadDim * 4 <= kRingBytes - kBlockO);
-  static_assert(kThreads * (4 + 2) * 4 <= kWarps * kRingBytes);  // CombineSplits
+  static_assert(kMaxGroup * kMergeStride * 4 <= 2 * kTileBytes);
 };
 
 // The maximum before the first score. Finite, so that differences of two of them are no NaN; lower than any score.
@@ -49,39 +54,6 @@ struct DecodeAccumulator {
   float o[kHeadDim / 8][4];
   float max;
   float sum;
-};
-
-// Byte offsets of a warp's tiles in the pool: lane i knows tile i of the current and the next 32.
-template <typename C>
-struct TileOffsets {
-  const int32_t* table;
-  size_t block_bytes;
-  int block_tokens;
-  int begin;   // position of the warp's first tile
-  int stride;  // positions from one of its tiles to the next
-  int count;   // tiles of the warp
-  int64_t current, next;
-
-  __device__ __forceinline__ int64_t Load(int first) const {
-    const int i = first + static_cast<int>(threadIdx.x % 32);
-    if (i >= count) return 0;
-    const int position = begin + i * stride;
-    const int block = position / block_tokens;
-    return static_cast<int64_t>(table[block]) * static_cast<int64_t>(block_bytes) +
-           (position - block * block_tokens) * (C::kHeadDim * 2);
-  }
-  __device__ __forceinline__ void Start() {
-    current = Load(0);
-    next = Load(32);
-  }
-  // For i = 0, 1, 2, ... in this order.
-  __device__ __forceinline__ int64_t Get(int i) {
-    if (i % 32 == 0 && i > 0) {
-      current = next;
-      next = Load(i + 32);
-    }
-    return __shfl_sync(0xffffffffu, current, i % 32);
-  }
 };
 
 // Starts the copies of one tile of K and V. Rows at and after `valid` are filled with zeros and not read; row `skip` is
@@ -181,64 +153,95 @@ __device__ __forceinline__ void LoadQ(const __nv_bfloat16* q, int group, uint32_
   }
 }
 
-// This warp's tiles of the unit. Copies start before the wait for the kernel before (`waited` says whether it was
-// done): all KV but the sequence's newest row, `newest`, is older.
+// The tiles of a unit that one warp takes, and their way into its ring. The warps of all blocks of the cluster take the
+// tiles in turn. Offsets into the pool: lane i knows tile i of the current and of the next 32.
 template <typename C>
-__device__ __forceinline__ void AttendTiles(const DecodeAttentionParams& p, const DecodeUnit& unit, int newest,
-                                            int head, int group, uint32_t ring, bool& waited,
-                                            DecodeAccumulator<C::kHeadDim>& acc) {
-  // The warps of all blocks of the cluster take the tiles in turn.
-  const int warp = static_cast<int>(ClusterRank()) * C::kWarps + static_cast<int>(threadIdx.x / 32);
-  const int stride = static_cast<int>(ClusterSize()) * C::kWarps * C::kTile;
-  constexpr int kStageBytes = 2 * C::kTileBytes;
-  TileOffsets<C> offsets;
-  offsets.table = p.block_tables + static_cast<int64_t>(unit.row) * p.table_stride;
-  offsets.block_bytes = p.kv.block_bytes;
-  offsets.block_tokens = static_cast<int>(p.kv.block_tokens);
-  offsets.begin = unit.begin + warp * C::kTile;
-  offsets.stride = stride;
-  const int left = unit.end - offsets.begin;
-  const int count = left > 0 ? (left + stride - 1) / stride : 0;
-  offsets.count = count;
-  offsets.Start();
-  const std::byte* k = p.kv.base + p.kv.k_offset + head * p.kv.head_bytes;
-  const std::byte* v = p.kv.base + p.kv.v_offset + head * p.kv.head_bytes;
-  const auto copy = [&](int i, int stage, int skip) {
-    if (i < count) {
-      const int64_t offset = offsets.Get(i);
-      CopyTile<C>(ring + stage * kStageBytes, k + offset, v + offset, left - i * stride, skip);
+class WarpTiles {
+ public:
+  static constexpr int kAhead = C::kStages - 1;  // tiles on their way while one is computed
+
+  __device__ __forceinline__ void Start(const DecodeAttentionParams& p, const DecodeUnit& unit, int head) {
+    const int warp = static_cast<int>(ClusterRank()) * C::kWarps + static_cast<int>(threadIdx.x / 32);
+    table_ = p.block_tables + static_cast<int64_t>(unit.row) * p.table_stride;
+    begin_ = unit.begin + warp * C::kTile;
+    left_ = unit.end - begin_;
+    count_ = left_ > 0 ? (left_ + Stride() - 1) / Stride() : 0;
+    k_ = p.kv.base + p.kv.k_offset + head * p.kv.head_bytes;
+    current_ = Load(p, 0);
+    next_ = Load(p, 32);
+  }
+  // Starts the copies of the first tiles, without position `skip`.
+  __device__ __forceinline__ void CopyFirst(const DecodeAttentionParams& p, uint32_t ring, int skip) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) Copy(p, i, ring + i * 2 * C::kTileBytes, skip - begin_ - i * Stride());
+  }
+  // Brings the row that CopyFirst skipped, if it did.
+  __device__ __forceinline__ void CopySkipped(const DecodeAttentionParams& p, uint32_t ring, int skip) {
+    const int last = count_ - 1;
+    const int row = skip - begin_ - last * Stride();
+    if (last < 0 || last >= kAhead || row < 0 || row >= C::kTile) return;
+    const std::byte* k = k_ + __shfl_sync(0xffffffffu, current_, last);
+    CopyRow<C>(ring + last * 2 * C::kTileBytes, k, k + VOffset(p), row);
+  }
+  // Tile i = kAhead, kAhead + 1, ... in this order; past the end an empty group.
+  __device__ __forceinline__ void Copy(const DecodeAttentionParams& p, int i, uint32_t stage, int skip_row) {
+    if (i < count_) {
+      if (i % 32 == 0 && i > 0) {
+        current_ = next_;
+        next_ = Load(p, i + 32);
+      }
+      const std::byte* k = k_ + __shfl_sync(0xffffffffu, current_, i % 32);
+      CopyTile<C>(stage, k, k + VOffset(p), Valid(i), skip_row);
     }
     CpAsyncCommit();
-  };
-  const int fresh = newest - offsets.begin;  // of the warp's last tile, if it is there at all
-#pragma unroll
-  for (int i = 0; i < C::kStages - 1; ++i) copy(i, i, fresh - i * stride);
-  if (!waited) {
-    PdlWait();
-    PdlTrigger();
-    waited = true;
   }
-  if (count > 0 && count < C::kStages && newest < unit.end) {
-    const int row = fresh - (count - 1) * stride;
-    const int64_t offset = __shfl_sync(0xffffffffu, offsets.current, count - 1);
-    if (row >= 0 && row < C::kTile) CopyRow<C>(ring + (count - 1) * kStageBytes, k + offset, v + offset, row);
+  __device__ __forceinline__ int count() const { return count_; }
+  // Positions of the unit from the tile's first on; more than kTile if others follow.
+  __device__ __forceinline__ int Valid(int i) const { return left_ - i * Stride(); }
+
+ private:
+  // Positions from one tile of a warp to its next.
+  __device__ __forceinline__ static int Stride() { return static_cast<int>(ClusterSize()) * C::kWarps * C::kTile; }
+  __device__ __forceinline__ static int64_t VOffset(const DecodeAttentionParams& p) {
+    return static_cast<int64_t>(p.kv.v_offset) - static_cast<int64_t>(p.kv.k_offset);
   }
-  uint32_t q[C::kHeadDim / 16][2];
-  LoadQ<C>(p.q + (static_cast<int64_t>(unit.row) * p.q_heads + head * group) * C::kHeadDim, group, q);
+  __device__ __forceinline__ int64_t Load(const DecodeAttentionParams& p, int first) const {
+    const int i = first + static_cast<int>(threadIdx.x % 32);
+    if (i >= count_) return 0;
+    const int position = begin_ + i * Stride(), block_tokens = static_cast<int>(p.kv.block_tokens);
+    const int block = position / block_tokens;
+    return static_cast<int64_t>(table_[block]) * static_cast<int64_t>(p.kv.block_bytes) +
+           (position - block * block_tokens) * (C::kHeadDim * 2);
+  }
+
+  const int32_t* table_;
+  const std::byte* k_;  // of the head, in block 0
+  int begin_;           // position of the first tile
+  int left_;            // positions of the unit from there on
+  int count_;
+  int64_t current_, next_;
+};
+
+// Attends to all tiles of the warp, of which the first kAhead are on their way. When it returns, the ring is free.
+template <typename C>
+__device__ __forceinline__ void AttendTiles(const DecodeAttentionParams& p, WarpTiles<C>& tiles, uint32_t ring,
+                                            const uint32_t (&q)[C::kHeadDim / 16][2],
+                                            DecodeAccumulator<C::kHeadDim>& acc) {
   const float scale_log2 = p.scale * 1.44269504088896340736f;
-  int stage = 0, free_stage = C::kStages - 1;
+  const int count = tiles.count();
+  uint32_t stage = ring, free_stage = ring + WarpTiles<C>::kAhead * 2 * C::kTileBytes;
   for (int i = 0; i < count; ++i) {
-    copy(i + C::kStages - 1, free_stage, -1);
+    tiles.Copy(p, i + WarpTiles<C>::kAhead, free_stage, -1);
     if (i + 1 < count) {
-      CpAsyncWait<C::kStages - 1>();
+      CpAsyncWait<WarpTiles<C>::kAhead>();
     } else {
-      CpAsyncWait<0>();  // CopyRow's may be in the group committed last
+      CpAsyncWait<0>();  // what CopySkipped brought may be in the youngest group
     }
     __syncwarp();
-    ComputeTile<C>(ring + stage * kStageBytes, q, scale_log2, left - i * stride, acc);
+    ComputeTile<C>(stage, q, scale_log2, tiles.Valid(i), acc);
     __syncwarp();  // all lanes have read the stage before it is filled again
     free_stage = stage;
-    stage = stage + 1 == C::kStages ? 0 : stage + 1;
+    stage = stage + 2 * C::kTileBytes == ring + C::kRingBytes ? ring : stage + 2 * C::kTileBytes;
   }
   acc.sum = LaneSum<4>(acc.sum);
 }
