@@ -270,8 +270,9 @@ class RunLoop {
     absl::Status status = options_.executor->Run(step.plan, observer(), &output);
     std::vector<uint64_t> digests;
     if (status.ok()) {
-      digests.reserve(step.seals.size());
-      for (const engine::SealRequest& s : step.seals) digests.push_back(options_.pool->Digest(s.block, s.tokens));
+      absl::StatusOr<std::vector<uint64_t>> sealed = options_.pool->Digests(step.seals);
+      if (sealed.ok()) digests = *std::move(sealed);
+      status = sealed.status();
     }
     const base::TimeNs ended = Now();
     step_metrics_.OnStep(step, started, ended);
