@@ -315,8 +315,9 @@ class RunLoop {
   void StepOver(const engine::PlannedStep& step, absl::Status status, engine::StepOutput output, base::TimeNs started) {
     std::vector<uint64_t> digests;
     if (status.ok()) {
-      digests.reserve(step.seals.size());
-      for (const engine::SealRequest& s : step.seals) digests.push_back(options_.pool->Digest(s.block, s.tokens));
+      absl::StatusOr<std::vector<uint64_t>> sealed = options_.pool->Digests(step.seals);
+      if (sealed.ok()) digests = *std::move(sealed);
+      status = sealed.status();
     }
     const base::TimeNs ended = Now();
     last_ended_ = ended;
