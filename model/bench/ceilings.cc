@@ -1,0 +1,110 @@
+#include "model/bench/ceilings.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/status_macros.h"
+#include "kernels/parallel/thread_pool.h"
+#include "kernels/read_words/read_words.h"
+#ifdef AGENTSERVE_HAS_CUDA
+#include "model/bench/ceilings_cuda.h"
+#endif
+
+namespace agentserve::model {
+
+double HostReadGbPerSecond(int threads) {
+  constexpr size_t kWords = (size_t{512} << 20) / sizeof(uint64_t);
+  constexpr int kPasses = 5;
+  std::vector<uint64_t> buffer(kWords, 1);
+  kernels::ThreadPool pool(threads);
+  std::vector<uint64_t> sums(static_cast<size_t>(pool.threads()));
+  constexpr size_t kTasks = 64;
+  const base::MonotonicClock clock;
+  double best = 0;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const base::TimeNs began = clock.Now();
+    pool.Run(kTasks, [&](size_t task, int thread) {
+      const uint64_t* from = buffer.data() + task * (kWords / kTasks);
+      sums[static_cast<size_t>(thread)] += kernels::SumWords(from, kWords / kTasks);
+    });
+    const double seconds = static_cast<double>(clock.Now() - began) / 1e9;
+    best = std::max(best, static_cast<double>(kWords * sizeof(uint64_t)) / 1e9 / seconds);
+  }
+  // Uses the sums, so that the loop cannot be dropped.
+  const uint64_t total = std::accumulate(sums.begin(), sums.end(), uint64_t{0});
+  return total == uint64_t{kPasses} * kWords ? best : 0;
+}
+
+absl::StatusOr<Ceilings> MeasureCeilings(const Model& model, int threads) {
+  AS_ASSIGN_OR_RETURN(const DeviceMemory memory, model.device_memory());
+  Ceilings c;
+  c.device = memory.name;
+  if (!memory.on_gpu()) {
+    c.read_gb_per_second = HostReadGbPerSecond(threads);
+    return c;
+  }
+#ifdef AGENTSERVE_HAS_CUDA
+  AS_ASSIGN_OR_RETURN(c.read_gb_per_second, cuda::ReadGbPerSecond(memory.cuda_device));
+  AS_ASSIGN_OR_RETURN(c.bf16_tflops, cuda::GemmTflops(memory.cuda_device));
+  // NVIDIA's data sheets of the SXM boards; dense bf16.
+  if (c.device.find("H200") != std::string::npos) {
+    c.sheet_gb_per_second = 4800;
+    c.sheet_bf16_tflops = 989;
+  } else if (c.device.find("H100") != std::string::npos && c.device.find("PCIe") == std::string::npos) {
+    c.sheet_gb_per_second = 3350;
+    c.sheet_bf16_tflops = 989;
+  }
+#endif
+  return c;
+}
+
+absl::Status FillKv(const Model& model, std::byte* memory, size_t bytes) {
+  AS_ASSIGN_OR_RETURN(const DeviceMemory device, model.device_memory());
+  if (!device.on_gpu()) {
+    std::memset(memory, 0, bytes);
+    return absl::OkStatus();
+  }
+#ifdef AGENTSERVE_HAS_CUDA
+  return cuda::FillKv(device.cuda_device, memory, bytes);
+#else
+  return absl::InternalError("a GPU model in a program without the GPU backend");
+#endif
+}
+
+std::string Ceilings::ToText() const {
+  char text[400];
+  std::string out;
+  std::snprintf(text, sizeof(text), "%s: reads %.0f GB/s", device.c_str(), read_gb_per_second);
+  out = text;
+  if (sheet_gb_per_second > 0) {
+    std::snprintf(text, sizeof(text), " (%.1f %% of the data sheet's %.0f)",
+                  100 * read_gb_per_second / sheet_gb_per_second, sheet_gb_per_second);
+    out += text;
+  }
+  if (bf16_tflops > 0) {
+    std::snprintf(text, sizeof(text), "; cuBLASLt 8192^3 bf16 %.0f TFLOP/s", bf16_tflops);
+    out += text;
+  }
+  if (bf16_tflops > 0 && sheet_bf16_tflops > 0) {
+    std::snprintf(text, sizeof(text), " (%.1f %% of %.0f)", 100 * bf16_tflops / sheet_bf16_tflops, sheet_bf16_tflops);
+    out += text;
+  }
+  return out + "\n";
+}
+
+std::string Ceilings::ToJson() const {
+  return nlohmann::json{{"bench", "ceilings"},
+                        {"device", device},
+                        {"read_gb_per_second", read_gb_per_second},
+                        {"bf16_tflops", bf16_tflops},
+                        {"sheet_gb_per_second", sheet_gb_per_second},
+                        {"sheet_bf16_tflops", sheet_bf16_tflops}}
+      .dump();
+}
+
+}  // namespace agentserve::model
