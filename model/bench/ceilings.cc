@@ -1,55 +1,23 @@
 #include "model/bench/ceilings.h"
 
-#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <nlohmann/json.hpp>
-#include <numeric>
-#include <vector>
 
-#include "base/clock.h"
 #include "base/status_macros.h"
-#include "kernels/parallel/thread_pool.h"
-#include "kernels/read_words/read_words.h"
 #ifdef AGENTSERVE_HAS_CUDA
 #include "model/bench/ceilings_cuda.h"
 #endif
 
 namespace agentserve::model {
 
-double HostReadGbPerSecond(int threads) {
-  constexpr size_t kWords = (size_t{512} << 20) / sizeof(uint64_t);
-  constexpr int kPasses = 5;
-  std::vector<uint64_t> buffer(kWords, 1);
-  kernels::ThreadPool pool(threads);
-  std::vector<uint64_t> sums(static_cast<size_t>(pool.threads()));
-  constexpr size_t kTasks = 64;
-  const base::MonotonicClock clock;
-  double best = 0;
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const base::TimeNs began = clock.Now();
-    pool.Run(kTasks, [&](size_t task, int thread) {
-      const uint64_t* from = buffer.data() + task * (kWords / kTasks);
-      sums[static_cast<size_t>(thread)] += kernels::SumWords(from, kWords / kTasks);
-    });
-    const double seconds = static_cast<double>(clock.Now() - began) / 1e9;
-    best = std::max(best, static_cast<double>(kWords * sizeof(uint64_t)) / 1e9 / seconds);
-  }
-  // Uses the sums, so that the loop cannot be dropped.
-  const uint64_t total = std::accumulate(sums.begin(), sums.end(), uint64_t{0});
-  return total == uint64_t{kPasses} * kWords ? best : 0;
-}
-
 absl::StatusOr<Ceilings> MeasureCeilings(const Model& model, int threads) {
   AS_ASSIGN_OR_RETURN(const DeviceMemory memory, model.device_memory());
   Ceilings c;
   c.device = memory.name;
-  if (!memory.on_gpu()) {
-    c.read_gb_per_second = HostReadGbPerSecond(threads);
-    return c;
-  }
+  AS_ASSIGN_OR_RETURN(c.read_gb_per_second, model.MeasureReadBandwidth(threads));
+  if (!memory.on_gpu()) return c;
 #ifdef AGENTSERVE_HAS_CUDA
-  AS_ASSIGN_OR_RETURN(c.read_gb_per_second, cuda::ReadGbPerSecond(memory.cuda_device));
   AS_ASSIGN_OR_RETURN(c.bf16_tflops, cuda::GemmTflops(memory.cuda_device));
   // NVIDIA's data sheets of the SXM boards; dense bf16.
   if (c.device.find("H200") != std::string::npos) {

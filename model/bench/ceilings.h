@@ -21,8 +21,6 @@ struct Ceilings {
 
 // `threads`: of the CPU backend; 0 = all.
 absl::StatusOr<Ceilings> MeasureCeilings(const Model& model, int threads);
-// Best of several passes over 512 MiB of host memory, GB/s.
-double HostReadGbPerSecond(int threads);
 
 // Gives the memory of a KV pool values that attention can work with, so that decoding at any context can be timed
 // without computing what comes before.

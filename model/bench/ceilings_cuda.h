@@ -8,8 +8,6 @@
 
 namespace agentserve::model::cuda {
 
-// Best of several passes over 4 GiB, or a quarter of what is free if that is less.
-absl::StatusOr<double> ReadGbPerSecond(int device);
 // Median of several products of 8192 x 8192 bf16 matrices with random values; 0 if cuBLASLt is not installed.
 absl::StatusOr<double> GemmTflops(int device);
 // Random bf16 values in [-1, 1).

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -10,7 +11,6 @@
 #include "base/rng.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
-#include "model/bench/ceilings.h"
 
 namespace agentserve::model {
 namespace {
@@ -25,17 +25,15 @@ double FlopsPerToken(const ModelConfig& c) {
 // `batch` sequences of equal length over one private pool.
 class Runner {
  public:
-  Runner(Model& model, const StepBenchOptions& o) : options_(o) {
+  explicit Runner(const StepBenchOptions& o) : options_(o) {}
+
+  absl::Status Init(Model& model) {
+    const StepBenchOptions& o = options_;
     constexpr uint32_t kBlockTokens = 16;
     const engine::KvLayout layout = model.layout(kBlockTokens);
     const uint32_t per_seq = layout.BlocksFor(o.prompt_tokens + o.decode_tokens + 1);
-    absl::StatusOr<KvMemory> memory = model.AllocateKv(size_t{per_seq} * o.batch * layout.BlockBytes());
-    if (!memory.ok()) {
-      status_ = memory.status();
-      return;
-    }
-    memory_ = *std::move(memory);
-    executor_ = model.NewExecutor({memory_.get(), per_seq * o.batch, layout});
+    AS_ASSIGN_OR_RETURN(memory_, model.AllocateKv(size_t{per_seq} * o.batch * layout.BlockBytes()));
+    AS_ASSIGN_OR_RETURN(executor_, model.CreateExecutor({memory_.get(), per_seq * o.batch, layout}));
     base::SplitMix64 rng(7);
     for (uint32_t b = 0; b < o.batch; ++b) {
       std::vector<engine::TokenId> tokens(o.prompt_tokens);
@@ -46,9 +44,8 @@ class Runner {
       tables_.push_back(std::move(table));
     }
     sampling_.temperature = 0;
+    return absl::OkStatus();
   }
-
-  const absl::Status& status() const { return status_; }
 
   // Sequence by sequence, in chunks.
   absl::Status Prefill() {
@@ -88,7 +85,6 @@ class Runner {
   }
 
   StepBenchOptions options_;
-  absl::Status status_;
   KvMemory memory_;
   std::unique_ptr<engine::Executor> executor_;
   std::vector<std::vector<engine::TokenId>> history_;
@@ -106,9 +102,9 @@ absl::StatusOr<StepBenchResult> RunStepBench(Model& model, const StepBenchOption
   }
   StepBenchResult r;
   // Before and after, best of both: on a shared machine one of them may meet a busy neighbour.
-  r.memory_read_gb_per_second = HostReadGbPerSecond(options.threads);
-  Runner runner(model, options);
-  AS_RETURN_IF_ERROR(runner.status());
+  AS_ASSIGN_OR_RETURN(const double before, model.MeasureReadBandwidth(options.threads));
+  Runner runner(options);
+  AS_RETURN_IF_ERROR(runner.Init(model));
   const base::MonotonicClock clock;
   base::TimeNs began = clock.Now();
   AS_RETURN_IF_ERROR(runner.Prefill());
@@ -126,7 +122,8 @@ absl::StatusOr<StepBenchResult> RunStepBench(Model& model, const StepBenchOption
   r.decode_ms_p95 = ms[std::min(ms.size() - 1, ms.size() * 95 / 100)];
   r.decode_tokens_per_second = options.batch * 1000.0 / r.decode_ms_median;
   r.decode_weight_gb_per_second = static_cast<double>(model.weight_bytes()) / 1e6 / r.decode_ms_median;
-  r.memory_read_gb_per_second = std::max(r.memory_read_gb_per_second, HostReadGbPerSecond(options.threads));
+  AS_ASSIGN_OR_RETURN(const double after, model.MeasureReadBandwidth(options.threads));
+  r.memory_read_gb_per_second = std::max(before, after);
   r.decode_bandwidth_percent = 100.0 * r.decode_weight_gb_per_second / r.memory_read_gb_per_second;
   return r;
 }

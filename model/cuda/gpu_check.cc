@@ -268,6 +268,8 @@ absl::Status BenchPrefill(CudaModel& model, const BenchOptions& o, uint32_t toke
 }  // namespace
 
 absl::Status RunBench(CudaModel& model, const BenchOptions& o) {
+  AS_ASSIGN_OR_RETURN(const double read, model.MeasureReadBandwidth(0));
+  std::printf("plain reading of the weights: %.0f GB/s\n", read);
   for (const uint32_t context : o.contexts) {
     for (const uint32_t rows : o.batches) AS_RETURN_IF_ERROR(BenchDecode(model, o, rows, context));
   }

@@ -1,3 +1,5 @@
+#include "model/bench/ceilings_cuda.h"
+
 #include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
 
@@ -6,7 +8,6 @@
 
 #include "kernels/cuda/launch.h"
 #include "kernels/gemm/cublaslt.h"
-#include "model/bench/ceilings_cuda.h"
 #include "model/cuda/device.h"
 #include "model/cuda/init_kernels.h"
 
@@ -16,32 +17,6 @@ using kernels::cuda::LaunchContext;
 using kernels::cuda::ToStatus;
 
 namespace {
-
-constexpr int kReadThreads = 512, kReadCtasPerSm = 2, kReadLoads = 8;
-
-__device__ uint4 LoadOnce(const uint4* p) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-}
-
-// Reads [0, count) once; `out` takes a value that depends on all of it.
-__global__ __launch_bounds__(kReadThreads) void ReadKernel(const uint4* from, size_t count, uint32_t* out) {
-  const size_t stride = size_t{gridDim.x} * blockDim.x;
-  uint32_t mixed = 0;
-  size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  for (; i + (kReadLoads - 1) * stride < count; i += kReadLoads * stride) {
-    uint4 v[kReadLoads];
-#pragma unroll
-    for (int j = 0; j < kReadLoads; ++j) v[j] = LoadOnce(from + i + j * stride);
-#pragma unroll
-    for (int j = 0; j < kReadLoads; ++j) mixed ^= v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
-  }
-  for (; i < count; i += stride) mixed ^= LoadOnce(from + i).x;
-  if (mixed == 0x9e3779b9) *out = mixed;
-}
 
 // Milliseconds of each run of `work` after `warm` runs; ascending.
 template <typename Work>
@@ -69,29 +44,6 @@ absl::StatusOr<std::vector<float>> TimeEach(int warm, int runs, Work work) {
 }
 
 }  // namespace
-
-absl::StatusOr<double> ReadGbPerSecond(int device) {
-  size_t free = 0, total = 0;
-  int sms = 0;
-  absl::Status status = ToStatus(cudaSetDevice(device), "choosing the GPU");
-  status.Update(ToStatus(cudaMemGetInfo(&free, &total), "free memory"));
-  status.Update(ToStatus(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "GPU properties"));
-  if (!status.ok()) return status;
-  const size_t bytes = std::min(size_t{4} << 30, free / 4) / 4096 * 4096;
-  absl::StatusOr<DeviceBuffer> buffer = DeviceBuffer::Allocate(bytes, "measuring the read rate");
-  if (!buffer.ok()) return buffer.status();
-  status = FillKv(device, buffer->data(), bytes);  // a buffer of zeros would be flattering
-  if (!status.ok()) return status;
-  const auto work = [&] {
-    ReadKernel<<<sms * kReadCtasPerSm, kReadThreads>>>(reinterpret_cast<const uint4*>(buffer->data()),
-                                                       bytes / sizeof(uint4),
-                                                       reinterpret_cast<uint32_t*>(buffer->data()));
-    return ToStatus(cudaGetLastError(), "measuring the read rate");
-  };
-  absl::StatusOr<std::vector<float>> ms = TimeEach(2, 10, work);
-  if (!ms.ok()) return ms.status();
-  return static_cast<double>(bytes) / 1e6 / ms->front();
-}
 
 absl::StatusOr<double> GemmTflops(int device) {
   if (!kernels::cuda::CublasLtAvailable()) return 0.0;
