@@ -173,6 +173,13 @@ uint64_t KvPool::Digest(engine::BlockId block, uint32_t tokens) const {
   return BlockDigest(options_.layout, view().Block(block.value), tokens);
 }
 
+absl::StatusOr<std::vector<uint64_t>> KvPool::Digests(std::span<const engine::SealRequest> seals) const {
+  std::vector<uint64_t> digests;
+  digests.reserve(seals.size());
+  for (const engine::SealRequest& s : seals) digests.push_back(Digest(s.block, s.tokens));
+  return digests;
+}
+
 BlockMeta KvPool::Meta(engine::BlockId block) const {
   AS_CHECK_LT(block.value, options_.num_blocks);
   return BlockMeta::Unpack(page_.block(block.value).meta.load(std::memory_order_acquire));

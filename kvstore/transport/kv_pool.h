@@ -20,6 +20,7 @@
 #include "base/unix_fd.h"
 #include "engine/ids.h"
 #include "engine/kv_layout.h"
+#include "engine/planner.h"
 #include "kvstore/transport/control_page.h"
 
 namespace agentserve::kvstore {
@@ -65,6 +66,9 @@ class KvPool {
   void FreeBlock(engine::BlockId block);
   // Digest of the block's first `tokens` rows as they are now.
   uint64_t Digest(engine::BlockId block, uint32_t tokens) const;
+  // Digests of a step's seals, in their order: one call, since asking a GPU costs more than the hashing. The blocks'
+  // bytes are complete and nobody writes to those rows. INTERNAL: the device failed.
+  absl::StatusOr<std::vector<uint64_t>> Digests(std::span<const engine::SealRequest> seals) const;
   BlockMeta Meta(engine::BlockId block) const;
 
   // Progress slots. RESOURCE_EXHAUSTED when all are in use.
