@@ -46,6 +46,7 @@ struct NodeOptions {
   int block_tokens = 16;
   int max_batch = 64;
   int step_tokens = 512;
+  std::string pipeline_steps = "auto";
   std::string kv_transport = "auto";
   bool prefix_cache = true;
   int drain_timeout_s = 30;
