@@ -1,0 +1,144 @@
+#include "kernels/gemm/linear_cuda.h"
+
+#include <algorithm>
+
+#include "kernels/gemm/cublaslt.h"
+#include "kernels/gemm/linear_elementwise.h"
+
+namespace agentserve::kernels::cuda {
+namespace {
+
+constexpr size_t kAlignment = 256;
+// Products that wait for a separate epilogue: larger calls run in chunks of rows.
+constexpr size_t kMaxProductBytes = size_t{256} << 20;
+
+size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+size_t Bytes(int rows, int columns) { return static_cast<size_t>(rows) * static_cast<size_t>(columns) * 2; }
+
+// The workspace past its zero bytes, as the cublasLt path uses it: normed rows | library scratch | product.
+struct Scratch {
+  __nv_bfloat16* normed = nullptr;
+  std::byte* library = nullptr;
+  __nv_bfloat16* product = nullptr;
+  size_t product_bytes = 0;
+};
+
+size_t NormedBytes(int k) { return Aligned(Bytes(kMaxFusedNormRows, k)); }
+
+absl::Status Carve(const LinearParams& params, Scratch* scratch) {
+  const size_t fixed = kWorkspaceZeroBytes + NormedBytes(params.k) + kCublasLtWorkspaceBytes;
+  if (params.workspace == nullptr || params.workspace_bytes < fixed) {
+    return absl::InvalidArgumentError("Linear: workspace smaller than LinearWorkspaceBytes");
+  }
+  std::byte* next = static_cast<std::byte*>(params.workspace) + kWorkspaceZeroBytes;
+  scratch->normed = reinterpret_cast<__nv_bfloat16*>(next);
+  scratch->library = next + NormedBytes(params.k);
+  scratch->product = reinterpret_cast<__nv_bfloat16*>(scratch->library + kCublasLtWorkspaceBytes);
+  scratch->product_bytes = std::min(params.workspace_bytes - fixed, kMaxProductBytes);
+  return absl::OkStatus();
+}
+
+absl::Status Validate(const LinearParams& p) {
+  if (p.m < 1 || p.n < 16 || p.n % 16 != 0 || p.k < 64 || p.k % 64 != 0) {
+    return absl::InvalidArgumentError("Linear: m >= 1, n a multiple of 16 and k a multiple of 64 are required");
+  }
+  if (p.norm_weight != nullptr && p.m > kMaxFusedNormRows) {
+    return absl::FailedPreconditionError("Linear: too many rows for a fused norm");
+  }
+  if (p.epilogue == LinearEpilogue::kQkv) {
+    const int heads = p.qkv.q_heads + 2 * static_cast<int>(p.qkv.kv.kv_heads);
+    if (p.n != heads * static_cast<int>(p.qkv.kv.head_dim) || p.qkv.kv.head_dim % 16 != 0) {
+      return absl::InvalidArgumentError("Linear: n is not (q heads + 2 kv heads) * head_dim");
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Replaces x by its normed rows if a norm is asked for.
+absl::Status NormFirst(LinearParams* params, const Scratch& scratch, const LaunchContext& context) {
+  if (params->norm_weight == nullptr) return absl::OkStatus();
+  absl::Status status = NormRows(*params, scratch.normed, context);
+  params->x = scratch.normed;
+  params->norm_weight = nullptr;
+  return status;
+}
+
+// x w^T by cublasLt in chunks of rows, `after(product, first_row, rows)` on each. With a null `direct` the chunks go
+// through scratch.
+template <typename After>
+absl::Status ProductByChunks(const LinearParams& params, const Scratch& scratch, __nv_bfloat16* direct,
+                             const LaunchContext& context, After after) {
+  const size_t n = static_cast<size_t>(params.n), k = static_cast<size_t>(params.k);
+  int chunk = params.m;
+  if (direct == nullptr) chunk = static_cast<int>(std::min<size_t>(params.m, scratch.product_bytes / (n * 2)));
+  if (chunk < 1) return absl::InvalidArgumentError("Linear: workspace smaller than LinearWorkspaceBytes");
+  for (int row = 0; row < params.m; row += chunk) {
+    CublasLtGemmParams gemm;
+    gemm.x = params.x + static_cast<size_t>(row) * k;
+    gemm.w = params.w;
+    gemm.y = direct != nullptr ? direct + static_cast<size_t>(row) * n : scratch.product;
+    gemm.m = std::min(chunk, params.m - row);
+    gemm.n = params.n;
+    gemm.k = params.k;
+    gemm.workspace = scratch.library;
+    gemm.workspace_bytes = kCublasLtWorkspaceBytes;
+    if (absl::Status status = CublasLtGemm(gemm, context.stream); !status.ok()) return status;
+    if (absl::Status status = after(gemm.y, row, gemm.m); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LibraryLinear(LinearParams params, const LaunchContext& context) {
+  Scratch scratch;
+  if (absl::Status status = Carve(params, &scratch); !status.ok()) return status;
+  if (absl::Status status = NormFirst(&params, scratch, context); !status.ok()) return status;
+  const bool plain = params.epilogue == LinearEpilogue::kNone;
+  return ProductByChunks(params, scratch, plain ? params.y : nullptr, context,
+                         [&](const __nv_bfloat16* product, int first, int rows) {
+                           return plain ? absl::OkStatus() : ApplyEpilogue(params, product, first, rows, context);
+                         });
+}
+
+}  // namespace
+
+size_t LinearWorkspaceBytes(int max_m, int max_n, int max_k) {
+  const size_t product = std::min(Bytes(max_m, max_n), std::max(kMaxProductBytes, Bytes(1, max_n)));
+  return kWorkspaceZeroBytes + NormedBytes(max_k) + kCublasLtWorkspaceBytes + Aligned(product);
+}
+
+absl::Status Linear(const LinearParams& params, const LaunchContext& context) {
+  if (params.m == 0) return absl::OkStatus();
+  if (absl::Status status = Validate(params); !status.ok()) return status;
+  return LibraryLinear(params, context);
+}
+
+const char* LinearPlanName(const LinearParams& params, const LaunchContext& context) {
+  static_cast<void>(context);
+  switch (params.epilogue) {
+    case LinearEpilogue::kNone:
+      return "cublasLt";
+    case LinearEpilogue::kResidual:
+      return "cublasLt + residual";
+    case LinearEpilogue::kSwiglu:
+      return "cublasLt + swiglu";
+    case LinearEpilogue::kQkv:
+      return "cublasLt + rope and kv write";
+  }
+  return "unknown";
+}
+
+absl::Status LmHead(const LmHeadParams& params, const LaunchContext& context) {
+  LinearParams linear = params.linear;
+  if (linear.m == 0) return absl::OkStatus();
+  if (absl::Status status = Validate(linear); !status.ok()) return status;
+  Scratch scratch;
+  if (absl::Status status = Carve(linear, &scratch); !status.ok()) return status;
+  if (absl::Status status = NormFirst(&linear, scratch, context); !status.ok()) return status;
+  return ProductByChunks(linear, scratch, linear.y, context, [&](const __nv_bfloat16* logits, int first, int rows) {
+    if (params.argmax == nullptr && params.best == nullptr) return absl::OkStatus();
+    return ArgmaxRows(logits, rows, linear.n, params.argmax == nullptr ? nullptr : params.argmax + first,
+                      params.best == nullptr ? nullptr : params.best + first, context);
+  });
+}
+
+}  // namespace agentserve::kernels::cuda

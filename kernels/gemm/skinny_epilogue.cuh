@@ -1,0 +1,140 @@
+// Epilogues of the few-rows kernels. One warp holds a finished tile as the C fragments of m16n8k16: with g = lane / 4
+// and t = lane % 4, of token tile j: c0, c1 = weight row g of tokens 8 j + 2 t, 8 j + 2 t + 1; c2, c3 = row g + 8. The
+// two groups of 8 weight rows are chosen so that every epilogue finds its partners in one lane: gate and up of a
+// feature, the two halves of a RoPE pair.
+#pragma once
+
+#include "kernels/gemm/skinny_args.h"
+#include "kernels/tile/reduce.cuh"
+#include "kernels/tile/vec.cuh"
+
+namespace agentserve::kernels::cuda {
+
+// First weight rows of a tile's two groups of 8.
+struct TileRows {
+  int first;
+  int second;
+};
+
+__device__ __forceinline__ TileRows RowsOfTile(const SkinnyArgs& a, int tile) {
+  const int row = tile * kSkinnyTileRows;
+  if (a.p.epilogue == LinearEpilogue::kQkv) {
+    const int head_dim = static_cast<int>(a.p.qkv.kv.head_dim);
+    const int head = row / head_dim;
+    if (head < a.rotated_heads) {
+      const int first = head * head_dim + (row - head * head_dim) / 2;
+      return {first, first + head_dim / 2};
+    }
+  }
+  return {row, row + 8};
+}
+
+// What an epilogue reads besides the product; loaded before the tile's main loop, so that its latency is hidden.
+// a and b belong to C elements i = 0..3: residual (a), or cosine and sine of the lane's pair for token i % 2.
+template <int kTokenTiles>
+struct EpilogueInputs {
+  float a[kTokenTiles][4];
+  float b[kTokenTiles][2];
+  int slot[kTokenTiles][2];
+};
+
+__device__ __forceinline__ float LoadBf16L2(const __nv_bfloat16* p) {
+  unsigned short bits;
+  asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(bits) : "l"(p) : "memory");
+  return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+}
+
+template <int kTokenTiles>
+__device__ __forceinline__ void LoadEpilogueInputs(const SkinnyArgs& a, TileRows rows, int lane,
+                                                   EpilogueInputs<kTokenTiles>& in) {
+  const int g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int j = 0; j < kTokenTiles; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int token = 8 * j + 2 * t + i;
+      in.a[j][i] = in.a[j][i + 2] = in.b[j][i] = 0;
+      in.slot[j][i] = -1;
+      if (token >= a.p.m) continue;
+      if (a.p.epilogue == LinearEpilogue::kResidual) {
+        const __nv_bfloat16* residual = a.p.residual + static_cast<size_t>(token) * a.p.n;
+        in.a[j][i] = LoadBf16L2(residual + rows.first + g);
+        in.a[j][i + 2] = LoadBf16L2(residual + rows.second + g);
+      } else if (a.p.epilogue == LinearEpilogue::kQkv) {
+        const int half = static_cast<int>(a.p.qkv.kv.head_dim) / 2;
+        in.slot[j][i] = __ldcg(a.p.qkv.slots + token);
+        if (rows.second - rows.first == half) {
+          const size_t at = static_cast<size_t>(__ldcg(a.p.qkv.positions + token)) * half + rows.first % half + g;
+          in.a[j][i] = __bfloat162float(a.p.qkv.cos[at]);
+          in.b[j][i] = __bfloat162float(a.p.qkv.sin[at]);
+        }
+      }
+    }
+  }
+}
+
+// q, k and v of one token: rotated if the tile is of a q or k head, then to y or to the token's slot of the pool.
+__device__ __forceinline__ void StoreQkv(const SkinnyArgs& a, TileRows rows, int g, int token, float low, float high,
+                                         float cosine, float sine, int slot) {
+  const QkvOutput& out = a.p.qkv;
+  const int head_dim = static_cast<int>(out.kv.head_dim);
+  const int head = rows.first / head_dim;
+  float first = RoundBf16(low), second = RoundBf16(high);
+  if (head < a.rotated_heads) {
+    const float x = first, y = second;
+    first = RoundBf16(x * cosine) + RoundBf16(-y * sine);
+    second = RoundBf16(y * cosine) + RoundBf16(x * sine);
+  }
+  const int at = rows.first - head * head_dim + g, step = rows.second - rows.first;
+  __nv_bfloat16* row;
+  if (head < out.q_heads) {
+    row = a.p.y + static_cast<size_t>(token) * (out.q_heads * head_dim) + head * head_dim;
+  } else {
+    if (slot < 0) return;
+    const int tokens = static_cast<int>(out.kv.block_tokens);
+    const bool is_k = head < a.rotated_heads;
+    const int kv_head = head - (is_k ? out.q_heads : a.rotated_heads);
+    std::byte* block = out.kv.base + static_cast<size_t>(slot / tokens) * out.kv.block_bytes +
+                       (is_k ? out.kv.k_offset : out.kv.v_offset) + kv_head * out.kv.head_bytes;
+    row = reinterpret_cast<__nv_bfloat16*>(block) + (slot % tokens) * head_dim;
+  }
+  row[at] = __float2bfloat16_rn(first);
+  row[at + step] = __float2bfloat16_rn(second);
+}
+
+__device__ __forceinline__ float SiluBf16(float gate) { return RoundBf16(gate / (1.0f + expf(-gate))); }
+
+// Rounds and stores one finished tile; keeps the best logit of each token if `best` is not null.
+template <int kTokenTiles>
+__device__ __forceinline__ void FinishTile(const SkinnyArgs& a, TileRows rows, int lane,
+                                           const float (&c)[kTokenTiles][4], const EpilogueInputs<kTokenTiles>& in,
+                                           Best (&best)[kTokenTiles][2]) {
+  const int g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int j = 0; j < kTokenTiles; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int token = 8 * j + 2 * t + i;
+      if (token >= a.p.m) continue;
+      const float low = RoundBf16(c[j][i]), high = RoundBf16(c[j][i + 2]);
+      if (a.p.epilogue == LinearEpilogue::kQkv) {
+        StoreQkv(a, rows, g, token, low, high, in.a[j][i], in.b[j][i], in.slot[j][i]);
+      } else if (a.p.epilogue == LinearEpilogue::kSwiglu) {
+        a.p.y[static_cast<size_t>(token) * (a.p.n / 2) + rows.first / 2 + g] =
+            __float2bfloat16_rn(SiluBf16(low) * high);
+      } else {
+        if (a.p.y != nullptr) {
+          __nv_bfloat16* y = a.p.y + static_cast<size_t>(token) * a.p.n + g;
+          y[rows.first] = __float2bfloat16_rn(low + in.a[j][i]);  // without a residual the sum is exact
+          y[rows.second] = __float2bfloat16_rn(high + in.a[j][i + 2]);
+        }
+        if (a.partials != nullptr) {
+          best[j][i] = BestOp()(best[j][i], Best{low, rows.first + g});
+          best[j][i] = BestOp()(best[j][i], Best{high, rows.second + g});
+        }
+      }
+    }
+  }
+}
+
+}  // namespace agentserve::kernels::cuda

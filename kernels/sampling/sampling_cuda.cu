@@ -1,0 +1,228 @@
+#include <bit>
+#include <string>
+
+#include "kernels/cuda/pdl.cuh"
+#include "kernels/sampling/sampling_cuda.h"
+#include "kernels/sampling/sampling_edits.cuh"
+#include "kernels/sampling/sampling_logprobs.cuh"
+#include "kernels/sampling/sampling_order.cuh"
+
+namespace agentserve::kernels::cuda {
+namespace {
+
+namespace cg = cooperative_groups;
+
+// Of each row: the sorted edits and the mass before each, for rows with too many for shared memory.
+size_t RowWorkspaceBytes(int vocab) {
+  if (vocab <= kSharedItems) return 0;
+  return (std::bit_ceil(static_cast<size_t>(vocab)) * 2 + 2) * sizeof(uint64_t);
+}
+
+struct Spill {
+  uint64_t* items;
+  double* mass;
+};
+
+// What all blocks of a cluster know after the first pass.
+struct RowSummary {
+  uint64_t best;
+  uint32_t candidates, raw_key;
+  bool finite, infinite;
+};
+
+__device__ RowSummary ReadSummaries(SampleShared& s, int blocks) {
+  const int lane = threadIdx.x % 32;
+  SliceSummary slice = {kNoItem, 0, 0, 0, kNoKey, 0};
+  if (lane < blocks) slice = *cg::this_cluster().map_shared_rank(&s.summary, lane);
+  return {WarpMin64(slice.best), __reduce_add_sync(0xffffffffu, slice.candidates),
+          __reduce_min_sync(0xffffffffu, slice.raw_key), __any_sync(0xffffffffu, slice.finite != 0) != 0,
+          __any_sync(0xffffffffu, slice.infinite != 0) != 0};
+}
+
+__device__ void ClearCounts(SampleShared& s) {
+  uint4* counts = reinterpret_cast<uint4*>(s.counts);
+  for (int i = threadIdx.x; i < 32768 / 4; i += kSampleThreads) counts[i] = make_uint4(0, 0, 0, 0);
+  uint32_t* touched = reinterpret_cast<uint32_t*>(s.touched);
+  for (int i = threadIdx.x; i < kRegions / 4; i += kSampleThreads) touched[i] = 0;
+}
+
+// First pass over the slice, its result in s.summary and s.touched_bits for the cluster.
+__device__ void Summarize(const Slice& slice, SampleShared& s, bool count) {
+  if (slice.edit_count > 0) MarkEdits(slice, s);
+  __syncthreads();
+  const Findings f = count ? ScanSlice<true>(slice, s) : ScanSlice<false>(slice, s);
+  uint64_t best = f.best_key == kNoKey ? kNoItem : MakeItem(WidenKey(f.best_key), f.best_id);
+  if (f.best_edited < best) best = f.best_edited;
+  best = BlockMin64(best, s.scratch);
+  const bool finite = __syncthreads_or(f.finite) != 0, infinite = __syncthreads_or(f.infinite) != 0;
+  const uint32_t warp_candidates = __reduce_add_sync(0xffffffffu, f.candidates);
+  const uint32_t raw_key = __reduce_min_sync(0xffffffffu, min(f.best_key, f.best_raw_edited));
+  const int lane = threadIdx.x % 32;
+  if (lane == 0) s.scratch[threadIdx.x / 32] = static_cast<uint64_t>(warp_candidates) << 32 | raw_key;
+  for (int i = threadIdx.x; i < kRegions; i += kSampleThreads) {
+    const uint32_t bits = __ballot_sync(0xffffffffu, s.touched[i] != 0);
+    if (lane == 0) s.touched_bits[i / 32] = bits;
+  }
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  const uint64_t packed = lane < kSampleWarps ? s.scratch[lane] : 0xffffffffu;
+  const uint32_t candidates = __reduce_add_sync(0xffffffffu, static_cast<uint32_t>(packed >> 32));
+  const uint32_t raw = __reduce_min_sync(0xffffffffu, static_cast<uint32_t>(packed));
+  if (lane == 0) s.summary = {best, candidates, finite ? 1u : 0u, infinite ? 1u : 0u, raw, 0};
+}
+
+// No filter: the draw walks all tokens by id. The token in the first warp of the block that has it, -1 elsewhere.
+__device__ int DrawById(const Slice& slice, SampleShared& s, int blocks, float max) {
+  const float scale = static_cast<float>(1.4426950408889634 / slice.row.temperature);
+  WeighSlice(slice, s, max, scale);
+  cg::this_cluster().sync();
+  double total = 0;
+  for (int r = 0; r < blocks; ++r) total += cg::this_cluster().map_shared_rank(&s.summary, r)->mass;
+  const double target = UniformAt(slice.row.seed, slice.row.position) * total;
+  int owner = 0;
+  double upto = 0, before = 0;
+  for (int r = 0; r < blocks && !(upto > target); ++r) {
+    const double mass = cg::this_cluster().map_shared_rank(&s.summary, r)->mass;
+    if (mass > 0) {
+      owner = r;
+      before = upto;
+    }
+    upto += mass;
+  }
+  if (owner != static_cast<int>(cg::this_cluster().block_rank()) || threadIdx.x >= 32) return -1;
+  return FindByMass(slice, s, max, scale, target - before);
+}
+
+// top-k, top-p or min-p: the draw walks the tokens from the best on. As DrawById.
+__device__ int DrawByOrder(const Slice& slice, SampleShared& s, int blocks, const RowSummary& summary,
+                           const Spill& spill) {
+  const int rank = static_cast<int>(cg::this_cluster().block_rank());
+  if (rank == 0) {
+    Order order{s,
+                blocks,
+                0,
+                s.items,
+                s.item_mass,
+                ValueOfKey(static_cast<uint32_t>(summary.best >> 32)),
+                1.0 / slice.row.temperature};
+    if (slice.edit_count > kSharedItems) {
+      order.items = spill.items;
+      order.item_mass = spill.mass;
+    }
+    if (slice.edit_count > 0) SortEdits(slice, order);
+    BuildRegions(order);
+    if (threadIdx.x < 32) {
+      const Place place = DrawPlace(order, slice.row, summary.candidates);
+      const Decision decision = Locate(order, place, slice.slice_vectors);
+      if (threadIdx.x == 0) s.decision = decision;
+    }
+  }
+  cg::this_cluster().sync();
+  const Decision decision = *cg::this_cluster().map_shared_rank(&s.decision, 0);
+  if (static_cast<int>(decision.rank) != rank) return -1;
+  return FindByKey(slice, s, decision.key, decision.index);
+}
+
+// The token in the first warp of one block (greedy, or no finite logit: of the first), -1 in all other threads.
+__device__ int Choose(Slice& slice, SampleShared& s, int blocks, const Spill& spill, float* raw_max, bool* ok) {
+  const SamplingRow& row = slice.row;
+  const bool filtered = row.temperature != 0.0f && ((row.top_k > 0 && row.top_k < static_cast<uint32_t>(slice.vocab)) ||
+                                                    row.top_p < 1.0f || row.min_p > 0.0f);
+  RowSummary summary;
+  for (;;) {
+    Summarize(slice, s, filtered);
+    cg::this_cluster().sync();
+    summary = ReadSummaries(s, blocks);
+    *ok = summary.finite && !summary.infinite;
+    const bool useless = summary.best == kNoItem || static_cast<uint32_t>(summary.best >> 32) == kInfinityKey32;
+    if (!*ok || !useless || slice.edit_count == 0) break;
+    slice.edit_count = 0;  // biases and masks leave nothing to choose from: they give way
+    cg::this_cluster().sync();
+    ClearCounts(s);
+  }
+  if (!*ok) return -1;
+  *raw_max = ValueOfKey(WidenKey(summary.raw_key));
+  if (row.temperature == 0.0f) {
+    const bool mine = cg::this_cluster().block_rank() == 0 && threadIdx.x < 32;
+    return mine ? static_cast<int>(summary.best & 0xffffffffu) : -1;
+  }
+  const bool ordered = (row.top_k > 0 && row.top_k < summary.candidates) || row.top_p < 1.0f || row.min_p > 0.0f;
+  if (ordered) return DrawByOrder(slice, s, blocks, summary, spill);
+  return DrawById(slice, s, blocks, ValueOfKey(static_cast<uint32_t>(summary.best >> 32)));
+}
+
+__global__ __launch_bounds__(kSampleThreads, 1) void SampleKernel(const SampleParams p, size_t spill_bytes) {
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  SampleShared& s = *reinterpret_cast<SampleShared*>(shared_bytes);
+  const cg::cluster_group cluster = cg::this_cluster();
+  const int blocks = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
+  const int row = static_cast<int>(blockIdx.x) / blocks, vectors = (p.vocab + 7) / 8;
+  ClearCounts(s);
+  PdlWait();
+  PdlTrigger();
+  Slice slice;
+  slice.logits = p.logits + static_cast<size_t>(row) * p.vocab;
+  slice.row = p.settings[row];
+  slice.edits = p.edits + slice.row.edits_begin;
+  slice.edit_count = slice.row.edits_end - slice.row.edits_begin;
+  slice.vocab = p.vocab;
+  slice.slice_vectors = (vectors + blocks - 1) / blocks;
+  slice.first = min(rank * slice.slice_vectors, vectors);
+  slice.count = min(slice.slice_vectors, vectors - slice.first);
+  bool ok = true;
+  float raw_max = 0;
+  SampledRow* out = p.out + row;
+  Spill spill;
+  spill.items = reinterpret_cast<uint64_t*>(static_cast<std::byte*>(p.workspace) + row * spill_bytes);
+  spill.mass = reinterpret_cast<double*>(spill.items + spill_bytes / 16 - 1);
+  const int token = Choose(slice, s, blocks, spill, &raw_max, &ok);
+  if (threadIdx.x == 0 && (token >= 0 || (!ok && rank == 0))) {
+    out->token = token;
+    if (p.tokens != nullptr) p.tokens[row] = max(token, 0);
+    *cluster.map_shared_rank(&s.token, 0) = token;
+  }
+  if (ok && slice.row.top_logprobs >= 0) {
+    const int n = min(slice.row.top_logprobs, kMaxTopLogprobs);
+    slice.edit_count = 0;
+    cluster.sync();
+    SliceLogprobs(slice, s, raw_max, n);
+    cluster.sync();
+    if (rank == 0) WriteLogprobs(slice, s, blocks, raw_max, n, out);
+  }
+  cluster.sync();  // shared memory stays until all have read it
+}
+
+// Blocks per row: as many as the GPU holds at once, since a row is one chain of dependent steps; at most 8, the largest
+// portable cluster (15 of those are resident), and enough that a slice's counts fit into 16 bits.
+int ClusterSize(int rows, int vocab, int num_sms) {
+  const int slice_logits = kMaxSliceVectors * 8;
+  int size = rows * 8 <= num_sms - 12 ? 8 : rows * 4 <= num_sms ? 4 : 2;
+  while (size < kMaxClusterSize && (vocab + size - 1) / size + 8 > slice_logits) size *= 2;
+  return size;
+}
+
+}  // namespace
+
+size_t SampleWorkspaceBytes(int max_rows, int vocab) {
+  return static_cast<size_t>(max_rows) * RowWorkspaceBytes(vocab);
+}
+
+absl::Status Sample(const SampleParams& p, const LaunchContext& context) {
+  if (p.rows == 0) return absl::OkStatus();
+  const int most = kMaxClusterSize * (kMaxSliceVectors - 1) * 8;
+  if (p.rows < 0 || p.vocab < 1 || p.vocab > most || p.workspace_bytes < SampleWorkspaceBytes(p.rows, p.vocab)) {
+    return absl::InvalidArgumentError("Sample: rows " + std::to_string(p.rows) + ", vocabulary " +
+                                      std::to_string(p.vocab) + " (at most " + std::to_string(most) +
+                                      "), workspace of " + std::to_string(p.workspace_bytes) + " bytes");
+  }
+  cudaError_t error = cudaFuncSetAttribute(SampleKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           static_cast<int>(sizeof(SampleShared)));
+  if (error == cudaSuccess) {
+    const int cluster = ClusterSize(p.rows, p.vocab, context.num_sms);
+    error = Launch(context, SampleKernel, dim3(p.rows * cluster), dim3(kSampleThreads), sizeof(SampleShared), cluster,
+                   p, RowWorkspaceBytes(p.vocab));
+  }
+  return ToStatus(error, "sample");
+}
+
+}  // namespace agentserve::kernels::cuda
