@@ -20,11 +20,13 @@ function(serve_library name)
   _serve_common(${name} ${ARGN})
 endfunction()
 
-# serve_binary(name SRCS .. DEPS ..)   -> build/bin/<name>
+# serve_binary(name SRCS .. DEPS ..)   -> build/bin/<name>; looks for libraries in ../lib first, so that it can be bundled with them
 function(serve_binary name)
   cmake_parse_arguments(A "" "PCH" "SRCS;HDRS;DEPS" ${ARGN})
   add_executable(${name} ${A_SRCS})
   target_link_libraries(${name} PRIVATE ${A_DEPS})
+  set_target_properties(${name} PROPERTIES BUILD_RPATH "$ORIGIN/../lib")
+  target_link_options(${name} PRIVATE -Wl,--disable-new-dtags)
   _serve_common(${name} ${ARGN})
 endfunction()
 

@@ -29,7 +29,7 @@ def cpp_files(root):
 
 
 def is_test(path):
-    return re.search(r"_(test|bench|fuzz|fuzzer)\.cc$|(^|/)(tests?|testing)/|_test_\w+\.(cc|h)$|(^|/)test_\w+\.(cc|h)$",
+    return re.search(r"_(test|bench|fuzz|fuzzer)\.(cc|cu)$|(^|/)(tests?|testing)/|_test_\w+\.(cc|h)$|(^|/)test_\w+\.(cc|h)$",
                      path) is not None
 
 

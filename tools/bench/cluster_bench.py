@@ -4,7 +4,11 @@
 For each wiring it starts `agentserve up`, waits until it is ready, runs `agentserve bench serve` at several loads, and
 reads the CPU time of each process before and after. Only one wiring runs at a time.
 
-Usage: tools/bench/cluster_bench.py [--bin build/bin] [--json FILE] [--requests N] [--idle N]
+Usage: tools/bench/cluster_bench.py [--bin build/bin] [--json FILE] [--requests N] [--idle N] [--device cuda --model DIR]
+         [--wirings 0P1D,1P1D,1P1D:stream] [--concurrency 1,8,32] [--prompt-tokens N] [--output-tokens N] [--up-arg ARG]...
+
+A wiring is xPyD, or xPyD:TRANSPORT (mapped, stream, auto). On GPUs: `--device cuda --model DIR`; workers are spread over the
+GPUs found, so 1P1D on one GPU shares it and on two GPUs moves KV over NVLink.
 """
 import argparse
 import json
@@ -34,15 +38,17 @@ def resident_mib(pid):
 class Cluster:
     """`agentserve up`, from start to a clean stop."""
 
-    def __init__(self, bin_dir, prefill, decode, extra=()):
+    def __init__(self, bin_dir, prefill, decode, extra=(), log_dir=None):
         self.dir = tempfile.TemporaryDirectory(prefix="agentserve-bench-")
         self.state_path = os.path.join(self.dir.name, "state.json")
+        if log_dir:
+            extra = (*extra, "--log-dir", log_dir)
         started = time.monotonic()
         self.process = subprocess.Popen(
             [f"{bin_dir}/agentserve", "up", "--port", "0", "--quiet", "--prefill", str(prefill), "--decode", str(decode),
              "--state-file", self.state_path, *extra], stdout=subprocess.DEVNULL)
         while not self.state().get("ready"):
-            if self.process.poll() is not None or time.monotonic() - started > 60:
+            if self.process.poll() is not None or time.monotonic() - started > 120:
                 raise SystemExit("the cluster did not start")
             time.sleep(0.01)
         self.ready_s = time.monotonic() - started
@@ -85,26 +91,50 @@ def row(label, r):
             f"{r['failed']} |")
 
 
-def main():
+def parse_wiring(text):
+    match = re.fullmatch(r"(\d+)P(\d+)D(?::(\w+))?", text)
+    if match is None:
+        raise SystemExit(f"wiring {text!r}: expected xPyD or xPyD:TRANSPORT")
+    prefill, decode, transport = int(match.group(1)), int(match.group(2)), match.group(3)
+    if transport is None and prefill:
+        transport = "mapped"
+    name = f"{prefill}P{decode}D" + (f" {transport}" if transport else " (aggregated)" if not prefill else "")
+    return name, prefill, decode, ("--kv-transport", transport) if transport else ()
+
+
+def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bin", default="build/bin")
     parser.add_argument("--json")
     parser.add_argument("--requests", type=int, default=120)
     parser.add_argument("--idle", type=int, default=1000)
-    options = parser.parse_args()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model")
+    parser.add_argument("--wirings", default="0P1D,1P1D,1P1D:stream")
+    parser.add_argument("--concurrency", default="1,8,32")
+    parser.add_argument("--prompt-tokens", default="1024")
+    parser.add_argument("--output-tokens", default="64")
+    parser.add_argument("--up-arg", action="append", default=[], help="passed to `agentserve up`; may be repeated")
+    parser.add_argument("--log-dir", help="keeps the services' logs there, one folder per wiring")
+    return parser.parse_args()
+
+
+def main():
+    options = parse_options()
     results = {}
+    common = ["--device", options.device, *(["--threads", "1"] if options.device == "cpu" else []),
+              *(["--model", options.model] if options.model else []), *options.up_arg]
     print("| wiring, load | TTFT ms p50 / p99 | TPOT ms p50 / p99 | tokens/s | router us CPU/token | gateway us CPU/token | failed |")
     print("|---|---|---|---|---|---|---|")
-    wirings = [("aggregated (0P1D)", 0, 1, ()), ("1P1D mapped", 1, 1, ("--kv-transport", "mapped")),
-               ("1P1D stream", 1, 1, ("--kv-transport", "stream"))]
-    for name, prefill, decode, extra in wirings:
-        cluster = Cluster(options.bin, prefill, decode, ("--threads", "1", *extra))
+    for name, prefill, decode, extra in map(parse_wiring, options.wirings.split(",")):
+        log_dir = os.path.join(options.log_dir, re.sub(r"\W+", "-", name).strip("-")) if options.log_dir else None
+        cluster = Cluster(options.bin, prefill, decode, (*common, *extra), log_dir)
         results[name] = {"ready_s": cluster.ready_s}
-        for concurrency in (1, 8, 32):
-            label = f"{name}, {concurrency} at once, 1024 in, 64 out"
+        for concurrency in map(int, options.concurrency.split(",")):
+            label = f"{name}, {concurrency} at once, {options.prompt_tokens} in, {options.output_tokens} out"
             report = serve_load(options.bin, cluster, [
-                "--concurrency", str(concurrency), "--requests", str(options.requests if concurrency > 1 else 40),
-                "--prompt-tokens", "1024", "--output-tokens", "64", "--seed", str(concurrency)])
+                "--concurrency", str(concurrency), "--requests", str(max(concurrency * 2, options.requests if concurrency > 1 else 40)),
+                "--prompt-tokens", options.prompt_tokens, "--output-tokens", options.output_tokens, "--seed", str(concurrency)])
             results[name][concurrency] = report
             print(row(label, report), flush=True)
         if prefill == 0 and options.idle:
