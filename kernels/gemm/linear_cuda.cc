@@ -88,6 +88,8 @@ absl::Status ProductByChunks(const LinearParams& params, const Scratch& scratch,
   return absl::OkStatus();
 }
 
+}  // namespace
+
 absl::Status LibraryLinear(LinearParams params, const LaunchContext& context) {
   Scratch scratch;
   if (absl::Status status = Carve(params, &scratch); !status.ok()) return status;
@@ -98,8 +100,6 @@ absl::Status LibraryLinear(LinearParams params, const LaunchContext& context) {
                            return plain ? absl::OkStatus() : ApplyEpilogue(params, product, first, rows, context);
                          });
 }
-
-}  // namespace
 
 size_t LinearWorkspaceBytes(int max_m, int max_n, int max_k) {
   const size_t product = std::min(Bytes(max_m, max_n), std::max(kMaxProductBytes, Bytes(1, max_n)));

@@ -7,6 +7,7 @@
 
 #include "kernels/gemm/linear_cuda.h"
 #include "kernels/gemm/linear_test_util.cuh"
+#include "kernels/gemm/tile_gemm.h"
 
 namespace agentserve::kernels::cuda {
 namespace {
@@ -99,6 +100,65 @@ TEST_F(LinearTest, MatchesReferenceAtManyRows) {
 TEST_F(LinearTest, InvariantModeMatchesReference) {
   for (int m : {1, 5, 64, 130, 300}) {
     for (const Shape& shape : Shapes(m)) Check(shape, LinearMode::kInvariant);
+  }
+}
+
+// Every compiled tile shape on every shape it takes, whatever the dispatch prefers.
+TEST_F(LinearTest, TileShapesMatchReference) {
+  for (int m : {1, 64, 130, 300, 1000}) {
+    for (const Shape& shape : Shapes(m)) {
+      Problem problem(shape, 6), reference(shape, 6);
+      testing::RunReference(problem.ParamsInto(reference));
+      LinearParams params = problem.Params();
+      params.workspace = workspace_.get();
+      params.workspace_bytes = kWorkspaceBytes;
+      for (int tile = 0; tile < static_cast<int>(TileShape::kCount); ++tile) {
+        for (int splits : {1, 2, 3}) {
+          const TilePlan plan{static_cast<TileShape>(tile), splits};
+          if (!TileSupports(params, plan)) continue;
+          problem.Poison();
+          const std::string name =
+              Name(shape) + " tile " + TileShapeName(plan.shape) + " splits " + std::to_string(splits);
+          const absl::Status status = TileLinear(params, plan, {});
+          ASSERT_TRUE(status.ok()) << name << ": " << status;
+          ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << name;
+          ExpectClose(problem, reference, name, LinearMode::kFast);
+        }
+      }
+    }
+  }
+}
+
+// Without splits no tile shape changes a bit: what the invariant mode rests on.
+TEST_F(LinearTest, TileShapesAgreeBitForBit) {
+  for (const Shape& shape : {Qkv(300, 64, 32, 8, 2048), Shape{300, 3072, 8192, LinearEpilogue::kResidual},
+                             Shape{300, 16384, 2048, LinearEpilogue::kSwiglu}}) {
+    Problem first(shape, 7), other(shape, 7);
+    ASSERT_TRUE(TileLinear(first.Params(), {TileShape::k128x256, 1}, {}).ok());
+    for (int tile = 1; tile < static_cast<int>(TileShape::kCount); ++tile) {
+      const TilePlan plan{static_cast<TileShape>(tile), 1};
+      if (!TileSupports(first.Params(), plan)) continue;
+      other.Poison();
+      ASSERT_TRUE(TileLinear(first.ParamsInto(other), plan, {}).ok());
+      EXPECT_EQ(Compare(other.y(), first.y()).different_bits, 0u) << Name(shape) << " " << TileShapeName(plan.shape);
+      EXPECT_EQ(Compare(other.pool(), first.pool()).different_bits, 0u)
+          << Name(shape) << " " << TileShapeName(plan.shape);
+    }
+  }
+}
+
+TEST_F(LinearTest, TileSplitsSameBitsEveryRun) {
+  const Shape shape{256, 2048, 8192, LinearEpilogue::kResidual};
+  Problem first(shape, 8), again(shape, 8);
+  LinearParams params = WithWorkspace(first.Params());
+  for (int splits : {1, 2, 3}) {
+    const TilePlan plan{TileShape::k64x128, splits};
+    ASSERT_TRUE(TileLinear(params, plan, {}).ok());
+    for (int run = 0; run < 100; ++run) {
+      again.Poison();
+      ASSERT_TRUE(TileLinear(WithWorkspace(first.ParamsInto(again)), plan, {}).ok());
+      EXPECT_EQ(Compare(again.y(), first.y()).different_bits, 0u) << "run " << run << " splits " << splits;
+    }
   }
 }
 

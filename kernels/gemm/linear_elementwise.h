@@ -8,6 +8,8 @@
 
 namespace agentserve::kernels::cuda {
 
+// Linear by cublasLt and these kernels, whatever the shape.
+absl::Status LibraryLinear(LinearParams params, const LaunchContext& context);
 // Applies params.epilogue (kResidual, kSwiglu or kQkv) to rows first_row .. first_row + rows - 1 of the call.
 absl::Status ApplyEpilogue(const LinearParams& params, const __nv_bfloat16* product, int first_row, int rows,
                            const LaunchContext& context);

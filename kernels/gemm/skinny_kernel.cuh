@@ -329,8 +329,11 @@ __global__ __launch_bounds__(kSkinnyThreads, 2) void SkinnyKernel(const __grid_c
   for (int i = 0; i < my_tiles; ++i) {
     const TileRows rows = RowsOfTile(a, static_cast<int>(blockIdx.x) + i * static_cast<int>(gridDim.x));
     const bool finisher = warp == i % kSkinnyWarps;
-    EpilogueInputs<kTokenTiles> inputs;
-    if (finisher) LoadEpilogueInputs(a, rows, lane, inputs);
+    EpilogueInputs inputs[kTokenTiles];
+    if (finisher) {
+#pragma unroll
+      for (int j = 0; j < kTokenTiles; ++j) LoadEpilogueInputs(a, rows, lane, j, inputs[j]);
+    }
     float c[2][kTokenTiles][4] = {};
     for (int chunk = warp; chunk < a.chunks; chunk += kSkinnyWarps) {
       if (warp == 0 && until_trigger-- == 0) PdlTrigger();
@@ -372,7 +375,8 @@ __global__ __launch_bounds__(kSkinnyThreads, 2) void SkinnyKernel(const __grid_c
     if (finisher) {
       float total[kTokenTiles][4];
       SumPartials<kTokenTiles>(partial, lane, total);
-      FinishTile<kTokenTiles>(a, rows, lane, total, inputs, best);
+#pragma unroll
+      for (int j = 0; j < kTokenTiles; ++j) FinishTokenTile(a, rows, lane, j, total[j], inputs[j], best[j]);
     }
   }
   if (a.partials != nullptr) FinishArgmax<kTokenTiles>(a, best, reinterpret_cast<SkinnyBest*>(shared), &last);

@@ -1,0 +1,24 @@
+// Arguments of the tile GEMM kernels, filled by tile_gemm.cc.
+#pragma once
+
+#include <cuda.h>
+
+#include "kernels/gemm/linear_cuda.h"
+
+namespace agentserve::kernels::cuda {
+
+struct TileArgs {
+  CUtensorMap x;         // [m][k], boxes of block_m x 64
+  CUtensorMap w;         // [n][k], boxes of block_n (per block of the cluster) x 64
+  CUtensorMap y;         // boxes of 64 x 64; for kQkv the q part
+  CUtensorMap residual;  // as y, kResidual only
+  QkvOutput qkv;
+  float* partials = nullptr;  // split-K: [tile][split][block_m * block_n]
+  int* counters = nullptr;    // split-K: [tile][consumer], zero between calls
+  int m = 0, n = 0, k = 0;
+  int units_m = 0, tiles_n = 0;  // rows of tiles (of clusters, if there are), columns of tiles
+  int group_m = 0;               // units of one super-row of the raster
+  int splits = 1;
+};
+
+}  // namespace agentserve::kernels::cuda
