@@ -4,6 +4,7 @@
 #include <xxhash.h>
 
 #include "base/check.h"
+#include "kernels/kv_copy/kv_digest.h"
 
 namespace agentserve::kvstore {
 namespace {
@@ -24,14 +25,15 @@ uint64_t Xxh3Digest(const engine::KvLayout& layout, const std::byte* block, uint
 }  // namespace
 
 std::string_view ToString(DigestAlgorithm algorithm) {
-  return algorithm == DigestAlgorithm::kXxh3 ? "xxh3" : "parallel";
+  return algorithm == DigestAlgorithm::kXxh3 ? "xxh3" : "positional-sum";
 }
 
 uint64_t BlockDigest(DigestAlgorithm algorithm, const engine::KvLayout& layout, const std::byte* block,
                      uint32_t tokens) {
   AS_CHECK_LE(tokens, layout.block_tokens);
-  AS_CHECK(algorithm == DigestAlgorithm::kXxh3);
-  return Xxh3Digest(layout, block, tokens);
+  if (algorithm == DigestAlgorithm::kXxh3) return Xxh3Digest(layout, block, tokens);
+  const kernels::KvDigestShape shape{layout.BlockBytes(), layout.HeadBytes(), layout.head_dim * layout.ElementBytes()};
+  return kernels::KvDigest(block, shape, tokens);
 }
 
 }  // namespace agentserve::kvstore

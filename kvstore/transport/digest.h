@@ -11,7 +11,7 @@ namespace agentserve::kvstore {
 
 // Values are in the pool's header, in the handshake and (plus one) on the wire. The owner of a pool picks the one that
 // its memory computes fast; a reader computes the owner's.
-enum class DigestAlgorithm : uint32_t { kXxh3 = 0, kParallel = 1 };
+enum class DigestAlgorithm : uint32_t { kXxh3 = 0, kPositionalSum = 1 };
 std::string_view ToString(DigestAlgorithm algorithm);
 
 // Digest of rows [0, tokens) of every (layer, K|V, head) piece of the block at `block` (layout.BlockBytes() bytes of

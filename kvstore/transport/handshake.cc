@@ -60,7 +60,7 @@ absl::StatusOr<PoolHello> DecodeHello(std::string_view payload) {
                                             payload.size(), "; 1..", kWorkerIdBytes - 1));
   }
   if (w.memory_kind > static_cast<uint32_t>(MemoryKind::kCuda) ||
-      w.digest_algorithm > static_cast<uint32_t>(DigestAlgorithm::kParallel)) {
+      w.digest_algorithm > static_cast<uint32_t>(DigestAlgorithm::kPositionalSum)) {
     return absl::DataLossError(base::StrCat("pool handshake: memory kind ", w.memory_kind, " and digest algorithm ",
                                             w.digest_algorithm, " are not known"));
   }

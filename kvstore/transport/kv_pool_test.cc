@@ -121,7 +121,7 @@ TEST(DigestTest, EveryBitOfValidRowsCountsAndNoOther) {
 
 TEST(HandshakeTest, RoundTripAndRefusals) {
   PoolHello hello{"prefill-7", 42, 43, 4096, {}};
-  hello.memory = {MemoryKind::kCuda, DigestAlgorithm::kParallel, {1, 2, 3}, uint64_t{1} << 37};
+  hello.memory = {MemoryKind::kCuda, DigestAlgorithm::kPositionalSum, {1, 2, 3}, uint64_t{1} << 37};
   const std::string wire = EncodeHello(hello);
   const auto back = DecodeHello(wire);
   ASSERT_TRUE(back.ok());

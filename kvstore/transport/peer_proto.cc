@@ -9,7 +9,8 @@ PeerEndpoint FromProto(const common::v1::KvEndpoint& proto) {
           proto.grpc_address(),
           proto.layout().fingerprint(),
           proto.num_blocks(),
-          proto.digest() == common::v1::KV_DIGEST_PARALLEL ? DigestAlgorithm::kParallel : DigestAlgorithm::kXxh3};
+          proto.digest() == common::v1::KV_DIGEST_POSITIONAL_SUM ? DigestAlgorithm::kPositionalSum
+                                                                 : DigestAlgorithm::kXxh3};
 }
 
 BlockRef FromProto(const common::v1::KvBlockRef& proto) {
@@ -40,7 +41,7 @@ void ToProto(const engine::KvLayout& layout, common::v1::KvLayout* proto) {
 }
 
 common::v1::KvDigest ToProto(DigestAlgorithm digest) {
-  return digest == DigestAlgorithm::kParallel ? common::v1::KV_DIGEST_PARALLEL : common::v1::KV_DIGEST_XXH3;
+  return digest == DigestAlgorithm::kPositionalSum ? common::v1::KV_DIGEST_POSITIONAL_SUM : common::v1::KV_DIGEST_XXH3;
 }
 
 }  // namespace agentserve::kvstore

@@ -109,7 +109,7 @@ absl::StatusOr<std::unique_ptr<CudaMemory>> CudaMemory::Make(int device, const e
   AS_RETURN_IF_ERROR(Check(cudaDeviceSynchronize(), "clear the KV pool"));
   memory->view_ = {memory->mapping_.data(), num_blocks, layout};
   memory->facts_.kind = MemoryKind::kCuda;
-  memory->facts_.digest = DigestAlgorithm::kXxh3;
+  memory->facts_.digest = DigestAlgorithm::kPositionalSum;
   memory->facts_.allocation_bytes = memory->mapping_.bytes();
   AS_ASSIGN_OR_RETURN(memory->facts_.device_uuid, DeviceUuid(device));
   AS_RETURN_IF_ERROR(memory->pull_lanes_.Warm(2));
@@ -135,7 +135,7 @@ absl::Status CudaMemory::CopyIn(std::span<const PieceIn> pieces) {
 
 absl::Status CudaMemory::Digests(DigestAlgorithm algorithm, std::span<const DigestItem> items,
                                  std::span<uint64_t> out) {
-  return algorithm == DigestAlgorithm::kParallel ? DeviceDigests(items, out) : HostDigests(items, out);
+  return algorithm == DigestAlgorithm::kPositionalSum ? DeviceDigests(items, out) : HostDigests(items, out);
 }
 
 // Of blocks from a peer on the CPU, whose digest is a serial one.
@@ -151,24 +151,19 @@ absl::Status CudaMemory::HostDigests(std::span<const DigestItem> items, std::spa
 
 absl::Status CudaMemory::DeviceDigests(std::span<const DigestItem> items, std::span<uint64_t> out) {
   AS_ASSIGN_OR_RETURN(const Lanes::Lease lane, seal_lanes_.Take());
-  // The kernel reads what to do from pinned memory of the host and answers there: no copies, one synchronisation.
-  constexpr size_t kMost = Lane::kHalfBytes / (2 * sizeof(uint32_t));
-  auto* blocks = reinterpret_cast<uint32_t*>(lane->half(0));
-  uint32_t* tokens = blocks + kMost;
-  auto* digests = reinterpret_cast<uint64_t*>(lane->half(1));
-  for (size_t first = 0; first < items.size(); first += kMost) {
-    const size_t n = std::min(kMost, items.size() - first);
-    for (size_t i = 0; i < n; ++i) {
-      blocks[i] = items[first + i].block;
-      tokens[i] = items[first + i].tokens;
-    }
+  auto* digests = reinterpret_cast<uint64_t*>(lane->half(1));  // the kernel writes there
+  for (size_t first = 0; first < items.size(); first += Lane::kMostPairs) {
+    const size_t n = std::min(Lane::kMostPairs, items.size() - first);
+    const auto part = items.subspan(first, n);
+    AS_ASSIGN_OR_RETURN(const uint32_t* const pairs,
+                        lane->Upload(n, [&](size_t i) { return std::pair(part[i].block, part[i].tokens); }));
     kernels::cuda::KvDigestParams p;
     p.pool = view_.base;
     p.block_bytes = view_.layout.BlockBytes();
     p.piece_bytes = view_.layout.HeadBytes();
     p.row_bytes = view_.layout.head_dim * view_.layout.ElementBytes();
-    p.blocks = blocks;
-    p.tokens = tokens;
+    p.blocks = pairs;
+    p.tokens = pairs + n;
     p.digests = digests;
     p.count = static_cast<int>(n);
     kernels::cuda::LaunchContext context;

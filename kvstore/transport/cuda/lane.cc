@@ -44,6 +44,9 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::Make(int device, bool high_priority)
     AS_RETURN_IF_ERROR(Check(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "event"));
   }
   AS_ASSIGN_OR_RETURN(lane->staging_, PinnedBuffer::Make(2 * kHalfBytes));
+  void* numbers = nullptr;
+  AS_RETURN_IF_ERROR(Check(cudaMalloc(&numbers, 2 * kMostPairs * sizeof(uint32_t)), "memory for block numbers"));
+  lane->numbers_ = static_cast<uint32_t*>(numbers);
   return lane;
 }
 
@@ -52,6 +55,7 @@ Lane::~Lane() {
     if (e != nullptr) (void)cudaEventDestroy(e);
   }
   if (stream_ != nullptr) (void)cudaStreamDestroy(stream_);
+  if (numbers_ != nullptr) (void)cudaFree(numbers_);
 }
 
 absl::StatusOr<Lanes::Lease> Lanes::Take() {

@@ -5,9 +5,12 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -49,6 +52,19 @@ class Lane {
   int device() const { return device_; }
   std::byte* half(size_t i) const { return staging_.data() + i * kHalfBytes; }
   cudaEvent_t event(size_t i) const { return events_[i]; }
+  // Copies `n` <= kMostPairs pairs of numbers, pair(i), to the device: first the first ones, then the second ones.
+  // Kernels read them often, and host memory over a link is too slow for that. Uses half(0); the result is valid for
+  // this stream until the next Upload, which must come after a Synchronize.
+  static constexpr size_t kMostPairs = 1 << 16;
+  template <typename Pair>
+  absl::StatusOr<const uint32_t*> Upload(size_t n, const Pair& pair) {
+    auto* host = reinterpret_cast<uint32_t*>(half(0));
+    for (size_t i = 0; i < n; ++i) std::tie(host[i], host[n + i]) = pair(i);
+    absl::Status s = Check(cudaMemcpyAsync(numbers_, host, 2 * n * sizeof(uint32_t), cudaMemcpyHostToDevice, stream_),
+                           "block numbers");
+    if (!s.ok()) return s;
+    return numbers_;
+  }
   absl::Status Synchronize() { return Check(cudaStreamSynchronize(stream_), "KV copy"); }
 
  private:
@@ -57,6 +73,7 @@ class Lane {
   cudaStream_t stream_ = nullptr;
   std::array<cudaEvent_t, 2> events_{};
   PinnedBuffer staging_;
+  uint32_t* numbers_ = nullptr;  // device memory
 };
 
 // Lanes of one device, made on demand and kept. Thread-safe.

@@ -86,19 +86,16 @@ class MappedMemory final : public ImportedMemory {
   absl::Status Copy(std::byte* dst, std::span<const uint32_t> src_blocks, std::span<const uint32_t> dst_blocks,
                     size_t offset, size_t bytes) override {
     AS_ASSIGN_OR_RETURN(const Lanes::Lease lane, local_->pull_lanes().Take());
-    // Indices are read from pinned memory of the host, once.
-    constexpr size_t kMost = Lane::kHalfBytes / sizeof(uint32_t);
-    auto* from = reinterpret_cast<uint32_t*>(lane->half(0));
-    auto* to = reinterpret_cast<uint32_t*>(lane->half(1));
-    for (size_t first = 0; first < src_blocks.size(); first += kMost) {
-      const size_t n = std::min(kMost, src_blocks.size() - first);
-      std::copy_n(src_blocks.begin() + static_cast<std::ptrdiff_t>(first), n, from);
-      std::copy_n(dst_blocks.begin() + static_cast<std::ptrdiff_t>(first), n, to);
+    for (size_t first = 0; first < src_blocks.size(); first += Lane::kMostPairs) {
+      const size_t n = std::min(Lane::kMostPairs, src_blocks.size() - first);
+      AS_ASSIGN_OR_RETURN(const uint32_t* const pairs, lane->Upload(n, [&](size_t i) {
+        return std::pair(src_blocks[first + i], dst_blocks[first + i]);
+      }));
       kernels::cuda::KvGatherParams p;
       p.src = source();
       p.dst = dst;
-      p.src_blocks = from;
-      p.dst_blocks = to;
+      p.src_blocks = pairs;
+      p.dst_blocks = pairs + n;
       p.count = static_cast<int>(n);
       p.block_bytes = layout().BlockBytes();
       p.offset = offset;
