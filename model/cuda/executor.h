@@ -124,7 +124,8 @@ class CudaExecutor final : public engine::Executor {
   Buffers buffers_;
   std::unique_ptr<Forward> forward_;
   Slot slots_[kSlots];
-  Stream compute_, upload_, return_;
+  Stream compute_, upload_, return_, side_;
+  Event fork_;
   std::vector<Event> layer_written_;
   uint32_t told_ = 0;  // layers of the running step that the observer knows of
   std::map<GraphKey, Graph> graphs_;
