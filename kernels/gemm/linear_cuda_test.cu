@@ -113,7 +113,7 @@ TEST_F(LinearTest, TileShapesMatchReference) {
       params.workspace = workspace_.get();
       params.workspace_bytes = kWorkspaceBytes;
       for (int tile = 0; tile < static_cast<int>(TileShape::kCount); ++tile) {
-        for (int splits : {1, 2, 3}) {
+        for (int splits : {1, 2, 4}) {
           const TilePlan plan{static_cast<TileShape>(tile), splits};
           if (!TileSupports(params, plan)) continue;
           problem.Poison();
@@ -151,7 +151,7 @@ TEST_F(LinearTest, TileSplitsSameBitsEveryRun) {
   const Shape shape{256, 2048, 8192, LinearEpilogue::kResidual};
   Problem first(shape, 8), again(shape, 8);
   LinearParams params = WithWorkspace(first.Params());
-  for (int splits : {1, 2, 3}) {
+  for (int splits : {1, 2, 4}) {
     const TilePlan plan{TileShape::k64x128, splits};
     ASSERT_TRUE(TileLinear(params, plan, {}).ok());
     for (int run = 0; run < 100; ++run) {
