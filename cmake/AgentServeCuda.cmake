@@ -64,3 +64,14 @@ function(cuda_test name)
   set_tests_properties(${name} PROPERTIES TIMEOUT ${A_TIMEOUT} LABELS gpu SKIP_RETURN_CODE 77
     ENVIRONMENT "AGENTSERVE_BIN=${CMAKE_BINARY_DIR}/bin;AGENTSERVE_SOURCE=${CMAKE_SOURCE_DIR}")
 endfunction()
+
+# cuda_bench(name SRCS .. DEPS ..)   -> build/bench/<name>, an own main that prints a table and JSON lines; never run by ctest
+function(cuda_bench name)
+  cmake_parse_arguments(A "" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${name} ${A_SRCS})
+  set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bench LINKER_LANGUAGE CXX
+    CUDA_RUNTIME_LIBRARY Static BUILD_RPATH "$ORIGIN/../lib")
+  target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR})
+  target_compile_options(${name} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr -Xcompiler=-fPIC>)
+  target_link_libraries(${name} PRIVATE ${A_DEPS})
+endfunction()

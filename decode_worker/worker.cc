@@ -13,6 +13,7 @@ worker::RunLoopOptions LoopOptions(worker::Node* node, worker::BlockListener* li
   o.executor = node->executor();
   o.listener = listener;
   o.metrics = node->metrics();
+  o.pipeline_steps = node->options().pipeline_steps != "off";
   o.exit_failpoint = "dc.exit_at_step";
   return o;
 }

@@ -13,6 +13,7 @@
 #include "base/rng.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
+#include "worker/threaded_executor.h"
 
 namespace agentserve::worker {
 
@@ -41,6 +42,10 @@ void AddFlags(base::FlagSet* flags, NodeOptions* o) {
              "auto: map a peer's pool, else stream and warn; mapped: map or fail; stream: always stream", "KV cache");
   flags->Add("max-batch", &o->max_batch, "most sequences per step", "Batching");
   flags->Add("step-tokens", &o->step_tokens, "most tokens per step: decodes plus prompt chunks", "Batching");
+  flags->Add("pipeline-steps", &o->pipeline_steps,
+             "auto: plan and launch the next step while one runs if the device can; off: one step at a time; on: also "
+             "where the device cannot, by a thread (for tests)",
+             "Batching");
   flags->Add("drain-timeout-s", &o->drain_timeout_s, "most time to finish running work after SIGTERM", "General");
   flags->Add("log-level", &o->log_level, "debug, info, warn or error", "General");
   flags->Add("log-json", &o->log_json, "log lines as JSON", "General");
@@ -58,6 +63,9 @@ absl::Status CheckOptions(const NodeOptions& o) {
   if (o.port < 0 || o.port > 65535) return bad("port", o.port, "0 to 65535");
   if (o.metrics_port < -1 || o.metrics_port > 65535) return bad("metrics-port", o.metrics_port, "-1 to 65535");
   if (o.drain_timeout_s < 0) return bad("drain-timeout-s", o.drain_timeout_s, "0 or more");
+  if (o.pipeline_steps != "auto" && o.pipeline_steps != "on" && o.pipeline_steps != "off") {
+    return bad("pipeline-steps", o.pipeline_steps, "auto, on or off");
+  }
   if (o.worker_id.size() > 63) return bad("worker-id", o.worker_id, "at most 63 characters");
   return kvstore::ParseTransportMode(o.kv_transport).status();
 }
@@ -117,6 +125,9 @@ absl::Status Node::OpenPool() {
   pool.worker_id = options_.worker_id;
   AS_ASSIGN_OR_RETURN(pool_, kvstore::KvPool::Create(pool));
   executor_ = model_.new_executor(pool_->view());
+  if (options_.pipeline_steps == "on" && executor_->depth() == 1) {
+    executor_ = std::make_unique<ThreadedExecutor>(std::move(executor_));
+  }
   if (!options_.run_dir.empty()) {
     if (::mkdir(options_.run_dir.c_str(), 0700) != 0 && errno != EEXIST) {
       return absl::InvalidArgumentError(StrCat("cannot make --run-dir ", options_.run_dir, ": ", std::strerror(errno)));
@@ -147,6 +158,7 @@ agentserve::common::v1::KvEndpoint Node::Endpoint() const {
   endpoint.set_grpc_address(address_);
   kvstore::ToProto(model_.layout, endpoint.mutable_layout());
   endpoint.set_num_blocks(sizing_.num_blocks);
+  endpoint.set_digest(kvstore::ToProto(pool_->memory().facts().digest));
   return endpoint;
 }
 

@@ -15,7 +15,7 @@
 #include "engine/kv_layout.h"
 #include "engine/planner.h"
 #include "kvstore/transport/kv_pool.h"
-#include "kvstore/transport/peer_pool.h"
+#include "kvstore/transport/peer_proto.h"
 #include "kvstore/transport/pool_exporter.h"
 #include "kvstore/transport/transfer_service.h"
 #include "worker/pool_sizing.h"
@@ -46,6 +46,7 @@ struct NodeOptions {
   int block_tokens = 16;
   int max_batch = 64;
   int step_tokens = 512;
+  std::string pipeline_steps = "auto";
   std::string kv_transport = "auto";
   bool prefix_cache = true;
   int drain_timeout_s = 30;

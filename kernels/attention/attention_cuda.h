@@ -10,33 +10,11 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "kernels/attention/decode_plan.h"
 #include "kernels/attention/paged_kv.h"
 #include "kernels/cuda/launch.h"
 
 namespace agentserve::kernels::cuda {
-
-// One unit of decode work: positions [begin, end) of one sequence.
-struct DecodeUnit {
-  int32_t row;    // of q; -1 = nothing to do
-  int32_t begin;  // multiple of block_tokens
-  int32_t end;
-  int32_t split;  // index of this unit among the row's
-};
-
-// How a batch of decodes is cut; made on the host once per step and used by all layers. Grid and buffers are sized for
-// the bucket, so a captured graph can be replayed with other contents.
-struct DecodePlanLimits {
-  int max_rows = 0;
-  int max_units = 0;  // also the number of partial results
-  int max_context = 0;
-};
-DecodePlanLimits DecodeLimits(int max_rows, int max_context, int num_sms);
-// Fills units[max_units] and splits[rows + 1] (first unit of each row; units of a row are consecutive, in KV order).
-// `kv_lengths` counts the new token. `fixed_chunk` > 0: every unit but the last of a row has exactly that many
-// positions, whatever the batch (batch-invariant); 0: chosen to fill the GPU. Pure; host memory. Returns the number of
-// units.
-int PlanDecode(const int32_t* kv_lengths, int rows, int block_tokens, int num_sms, int fixed_chunk,
-               const DecodePlanLimits& limits, DecodeUnit* units, int32_t* splits);
 
 struct DecodeAttentionParams {
   const __nv_bfloat16* q = nullptr;  // [rows][q_heads][head_dim]
@@ -50,9 +28,16 @@ struct DecodeAttentionParams {
   const DecodeUnit* units = nullptr;  // device copy of the plan
   const int32_t* splits = nullptr;    // device copy, [rows + 1]
   int max_units = 0;                  // grid size is derived from it
-  void* workspace = nullptr;          // DecodeWorkspaceBytes; the first kWorkspaceZeroBytes zero as in linear_cuda.h
+  int cluster = 1;                    // DecodePlanLimits::cluster
+  // DecodeWorkspaceBytes; its first kWorkspaceZeroBytes (linear_cuda.h) must be zero before the first call ever, and
+  // every call leaves them zero.
+  void* workspace = nullptr;
   size_t workspace_bytes = 0;
 };
+// With context.pdl the plan, the block tables and the KV of all positions but each row's last are read before the wait
+// for the kernel before. So these must have been written before that kernel started: two kernels back or more, or by
+// anything the chain fully depends on (a copy, another graph). q and the newest KV row may come from the kernel before.
+// Q heads a KV head at most 8. A row's bits depend on its q, its KV and its own units only.
 size_t DecodeWorkspaceBytes(const DecodePlanLimits& limits, int q_heads, int head_dim);
 absl::Status DecodeAttention(const DecodeAttentionParams& params, const LaunchContext& context);
 

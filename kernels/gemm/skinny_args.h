@@ -15,7 +15,7 @@ inline constexpr int kSkinnyWarps = 8;      // of a block; each takes every eigh
 inline constexpr int kSkinnyChunk = 64;     // k of one ring stage of one warp: 16 rows x 128 bytes
 inline constexpr int kSkinnyTileRows = 16;  // weight rows of one output tile
 inline constexpr int kSkinnyMaxRows = 16;   // tokens
-inline constexpr int kSkinnyMaxStages = 8;
+inline constexpr int kSkinnyMaxStages = 12;
 inline constexpr int kSkinnySlab = 1024;  // k of one L2 prefetch: 16 rows x 2 KiB
 
 // Knobs that change speed, never results.
@@ -50,5 +50,16 @@ SkinnyTuning DefaultSkinnyTuning(const LinearParams& params);
 // The kernel for m <= kSkinnyMaxRows; `args` needs p, tuning and the LM head's fields, the rest is filled in here.
 absl::Status LaunchSkinny(SkinnyArgs args, const LaunchContext& context);
 bool SkinnyShapeFits(const LinearParams& params);
+
+// The kernel for up to kWideMaxRows rows, without norm or argmax (skinny_wide_kernel.cuh).
+inline constexpr int kWideMaxRows = 64;
+struct WideTuning {
+  int groups = 2;  // of 64 weight rows per block: 1 or 2
+  int splits = 1;  // of k, over a cluster of so many blocks: 1..8
+  int stages = 4;
+};
+WideTuning DefaultWideTuning(const LinearParams& params, int num_sms);
+bool WideShapeFits(const LinearParams& params);
+absl::Status LaunchWide(const LinearParams& params, const WideTuning& tuning, const LaunchContext& context);
 
 }  // namespace agentserve::kernels::cuda

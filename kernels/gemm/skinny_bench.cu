@@ -3,6 +3,8 @@
 // operation alone over all layers' weights, beside cublasLt and a kernel that only reads.
 //   skinny_bench chain|alone [1b|3b] [m...]
 //   skinny_bench sweep [1b|3b] [m...]     chain, with the tuning knobs varied
+//   skinny_bench fused [1b|3b] [m...]     chain, the layers between two attentions as one kernel
+//   skinny_bench wide [1b|3b] [m...]      each operation by the kernel for up to 64 rows, its knobs varied
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +15,7 @@
 
 #include "kernels/cuda/pdl.cuh"
 #include "kernels/gemm/cublaslt.h"
+#include "kernels/gemm/linear_chain_tuning.h"
 #include "kernels/gemm/linear_test_util.cuh"
 #include "kernels/gemm/skinny.h"
 #include "kernels/gemm/skinny_args.h"
@@ -174,6 +177,28 @@ class Model {
     return p;
   }
 
+  // The wide kernel; stands for the LM head too (its logits only).
+  void RunWide(Op op, int layer, int m, const WideTuning* tuning, const LaunchContext& context) const {
+    LinearParams p = Params(op, layer, m);
+    p.norm_weight = nullptr;
+    MustBeOk(LaunchWide(p, tuning != nullptr ? *tuning : DefaultWideTuning(p, context.num_sms), context));
+  }
+  // A step at more rows than the fused norm takes: empty kernels in the place of attention and norms.
+  void WideStep(int m, const LaunchContext& context) const {
+    const auto gap = [&] { Must(Launch(context, EmptyKernel, dim3(132), dim3(128), 0, 1)); };
+    for (int layer = 0; layer < shape_.layers; ++layer) {
+      gap();
+      RunWide(kQkv, layer, m, nullptr, context);
+      gap();
+      RunWide(kO, layer, m, nullptr, context);
+      gap();
+      RunWide(kUp, layer, m, nullptr, context);
+      RunWide(kDown, layer, m, nullptr, context);
+    }
+    gap();
+    RunWide(kHead, 0, m, nullptr, context);
+  }
+
   // `tuning` null: the default of each call.
   void Run(Op op, int layer, int m, const SkinnyTuning* tuning, const LaunchContext& context) const {
     const LinearParams p = Params(op, layer, m);
@@ -192,6 +217,21 @@ class Model {
       if (tuning->trigger_lead >= 0) args.tuning.trigger_lead = tuning->trigger_lead;
     }
     MustBeOk(LaunchSkinny(args, context));
+  }
+
+  // A step with one kernel between two attentions (of which empty kernels stand here).
+  void FusedStep(int m, const LinearChainTuning& tuning, const LaunchContext& context) const {
+    Run(kQkv, 0, m, nullptr, context);
+    for (int layer = 0; layer < shape_.layers; ++layer) {
+      Must(Launch(context, EmptyKernel, dim3(132), dim3(128), 0, 1));
+      const bool end = layer + 1 == shape_.layers;
+      const LinearParams ops[4] = {Params(kO, layer, m), Params(kUp, layer, m), Params(kDown, layer, m),
+                                   Params(kQkv, end ? 0 : layer + 1, m)};
+      LmHeadParams head;
+      head.linear = Params(kHead, 0, m);
+      head.argmax = token_.get();
+      MustBeOk(LaunchLinearChain({ops, end ? 3 : 4, end ? &head : nullptr}, tuning, context));
+    }
   }
 
   void Step(int m, const SkinnyTuning* tuning, bool gap, const LaunchContext& context) const {
@@ -245,6 +285,17 @@ void Chain(const Model& model, const ModelShape& shape, const std::vector<int>& 
   std::printf("%s chain: %.3f GB of weights, read-only kernel %.3f TB/s, floor %.1f us\n", shape.name,
               model.Bytes() * 1e-9, rate, floor);
   for (int m : rows) {
+    if (m > kSkinnyMaxRows) {
+      double us[2];
+      for (const bool pdl : {false, true}) {
+        us[pdl] = TimeGraph([&](const LaunchContext& c) { model.WideStep(m, c); }, pdl);
+      }
+      std::printf(
+          "  m %2d wide, empty kernels for attention and norms: graph %.1f us, graph + PDL %.1f us = %.3f TB/s, "
+          "%.1f %% of the floor's rate\n",
+          m, us[0], us[1], model.Bytes() / us[1] * 1e-6, 100 * floor / us[1]);
+      continue;
+    }
     for (const bool gap : {false, true}) {
       double us[2];
       for (const bool pdl : {false, true}) {
@@ -257,16 +308,55 @@ void Chain(const Model& model, const ModelShape& shape, const std::vector<int>& 
   }
 }
 
+void Fused(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
+  const double rate = ReadRate(model), floor = model.Bytes() / rate * 1e-6;
+  std::printf("%s fused chain: read-only kernel %.3f TB/s, floor %.1f us\n", shape.name, rate, floor);
+  for (int m : rows) {
+    std::printf("  m %d, graph + PDL, stages (shared KiB) us:", m);
+    for (const LinearChainTuning& tuning :
+         {LinearChainTuning{11, 225 * 1024}, LinearChainTuning{9, 225 * 1024}, LinearChainTuning{7, 225 * 1024},
+          LinearChainTuning{5, 225 * 1024}, LinearChainTuning{4, 225 * 1024}, LinearChainTuning{3, 225 * 1024}}) {
+      const double us = TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, tuning, c); }, true);
+      std::printf("  %d: %.1f (%.1f %%)", tuning.stages, us, 100 * floor / us);
+    }
+    std::printf("  11 without PDL: %.1f\n",
+                TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, {}, c); }, false));
+  }
+}
+
 void Sweep(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
   for (int m : rows) {
-    for (int stages : {-1, 3, 4, 5, 6}) {
+    for (int stages : {3, 4, 5}) {
       std::printf("%s m %d stages %2d:", shape.name, m, stages);
-      for (int slabs : {0, 1, 2, 4}) {
+      for (int slabs : {0, 1, 2, 4, 6}) {
         for (int lead : {4, 8, 16, 1000}) {
           const SkinnyTuning tuning{stages, slabs, lead};
           const double us = TimeGraph([&](const LaunchContext& c) { model.Step(m, &tuning, true, c); }, true, 7);
           std::printf("  p%d l%d %.1f", slabs, lead, us);
         }
+      }
+      std::printf("\n");
+    }
+  }
+}
+
+void Wide(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
+  const char* const names[] = {"qkv", "o", "gate-up", "down", "lm head"};
+  for (int m : rows) {
+    for (int op = 0; op < Model::kOps; ++op) {
+      const int calls = op == Model::kHead ? 1 : model.Layers();
+      std::printf("  %s m %2d %-8s PDL us, groups/splits/stages:", shape.name, m, names[op]);
+      for (const WideTuning& tuning :
+           {WideTuning{2, 1, 4}, WideTuning{2, 2, 4}, WideTuning{2, 3, 4}, WideTuning{2, 4, 4}, WideTuning{2, 5, 4},
+            WideTuning{2, 8, 4}, WideTuning{2, 1, 9}, WideTuning{2, 4, 9}, WideTuning{2, 8, 9}, WideTuning{1, 1, 6},
+            WideTuning{1, 2, 6}, WideTuning{1, 4, 6}, WideTuning{1, 2, 4}, WideTuning{1, 4, 4}, WideTuning{1, 8, 4}}) {
+        if (op >= Model::kHead && tuning.splits > 1) continue;
+        const double us = TimeGraph(
+            [&](const LaunchContext& c) {
+              for (int i = 0; i < calls; ++i) model.RunWide(static_cast<Model::Op>(op), i, m, &tuning, c);
+            },
+            true, 7);
+        std::printf(" %d/%d/%d %.2f", tuning.groups, tuning.splits, tuning.stages, us / calls);
       }
       std::printf("\n");
     }
@@ -332,6 +422,10 @@ int Main(int argc, char** argv) {
   const Model model(shape);
   if (mode == "alone") {
     Alone(model, shape, rows);
+  } else if (mode == "fused") {
+    Fused(model, shape, rows);
+  } else if (mode == "wide") {
+    Wide(model, shape, rows);
   } else if (mode == "sweep") {
     Sweep(model, shape, rows);
   } else {

@@ -8,12 +8,9 @@
 
 #include <cstdint>
 
-namespace agentserve::kernels::cuda {
+#include "kernels/tile/vec.cuh"
 
-// Address of shared memory as the 32-bit number that PTX wants.
-__device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace agentserve::kernels::cuda {
 
 __device__ __forceinline__ void MbarrierInit(uint64_t* barrier, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(arrivals) : "memory");

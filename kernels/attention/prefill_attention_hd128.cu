@@ -1,0 +1,10 @@
+#include "kernels/attention/prefill_attention_hopper.h"
+#include "kernels/attention/prefill_attention_kernel.cuh"
+
+namespace agentserve::kernels::cuda {
+
+cudaError_t LaunchPrefill128(const PrefillLaunch& launch, const LaunchContext& context) {
+  return LaunchPrefill<PrefillConfig<128, 2, 128, 2, 0, true>>(launch, context);
+}
+
+}  // namespace agentserve::kernels::cuda

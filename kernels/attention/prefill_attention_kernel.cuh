@@ -1,0 +1,433 @@
+// Prefill attention for Hopper: one producer warp feeds K and V tiles by TMA (one box per page), kWarpgroups consumer
+// warpgroups of 64 query rows each do S = Q K^T, softmax in registers and O += P V with P as register operand.
+//
+// Work items are (tile, head), longest tiles first, heads innermost so that the heads of a group share K and V in L2.
+// Persistent blocks take items from a counter. Key tiles start at multiples of kN from position 0 in ascending order,
+// so a row's arithmetic does not depend on where its chunk or tile starts: later tiles add exact zeros.
+#pragma once
+
+#include <cuda.h>
+
+#include <algorithm>
+
+#include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/prefill_attention_hopper.h"
+#include "kernels/attention/prefill_plan.h"
+#include "kernels/attention/prefill_softmax.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/pdl.cuh"
+#include "kernels/tile/mbarrier.cuh"
+#include "kernels/tile/tma.cuh"
+#include "kernels/tile/wgmma.cuh"
+
+namespace agentserve::kernels::cuda {
+
+template <int kHeadDim, int kWarpgroupCount, int kKeys, int kStageCount, int kPolynomial, bool kTurns>
+struct PrefillConfig {
+  static constexpr int kD = kHeadDim;
+  static constexpr int kWarpgroups = kWarpgroupCount;
+  static constexpr int kM = 64 * kWarpgroups;
+  static constexpr int kN = kKeys;
+  static constexpr int kStages = kStageCount;
+  static constexpr int kPolyEvery = kPolynomial;
+  static constexpr bool kPingPong = kTurns;  // warpgroups issue their products in turn
+  static constexpr int kThreads = 128 * (kWarpgroups + 1);
+  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 24 : 32;
+  static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 240 : 160;
+  static constexpr int kHalves = kD / 64;  // tiles are stored as halves of 64 columns, 128 bytes a row
+  static constexpr int kQBytes = kM * kD * 2;
+  static constexpr int kKvBytes = kN * kD * 2;
+};
+
+struct PrefillItem {
+  int head, kv_head;
+  int row0, rows;  // of q; valid rows
+  int position;    // of row0
+  int key_tiles;   // 0: no more work
+  int sequence;
+};
+
+template <typename C>
+struct alignas(1024) PrefillShared {
+  uint8_t q[2][C::kQBytes];
+  uint8_t k[C::kStages][C::kKvBytes];
+  uint8_t v[C::kStages][C::kKvBytes];
+  PrefillItem items[2];
+  uint64_t q_full[2], q_empty[2];
+  uint64_t k_full[C::kStages], k_empty[C::kStages], v_full[C::kStages], v_empty[C::kStages];
+};
+
+template <typename C>
+__device__ __forceinline__ PrefillItem DecodeItem(const PrefillLaunch& launch, int index) {
+  PrefillItem item = {};
+  if (index >= launch.items) return item;
+  const PrefillAttentionParams& p = launch.params;
+  const int tile_index = index / p.q_heads;
+  const int32_t packed = p.tiles[tile_index];
+  item.sequence = PrefillTileSequence(packed);
+  const int offset = PrefillTileIndex(packed) * C::kM;
+  const int first = p.cu_tokens[item.sequence];
+  item.head = index - tile_index * p.q_heads;
+  item.kv_head = item.head / (p.q_heads / static_cast<int>(p.kv.kv_heads));
+  item.row0 = first + offset;
+  item.rows = min(C::kM, p.cu_tokens[item.sequence + 1] - item.row0);
+  item.position = p.starts[item.sequence] + offset;
+  item.key_tiles = (item.position + item.rows + C::kN - 1) / C::kN;
+  return item;
+}
+
+// Boxes of one K or V tile. Lane i of the warp knows the block of page i (-1 past the end: reads as zeros).
+template <typename C>
+__device__ __forceinline__ void LoadPages(const CUtensorMap& map, uint8_t* stage, uint64_t* barrier, int block, int row,
+                                          int pages, int page_bytes) {
+  for (int page = 0; page < pages; ++page) {
+    const int page_block = __shfl_sync(0xffffffffu, block, page);
+    const int page_row = __shfl_sync(0xffffffffu, row, page);
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll
+      for (int half = 0; half < C::kHalves; ++half) {
+        TmaLoad3d(stage + half * (C::kN * 128) + page * page_bytes, &map, barrier, half * 64, page_row, page_block);
+      }
+    }
+  }
+}
+
+// One warp.
+template <typename C>
+__device__ __forceinline__ void Produce(const PrefillLaunch& launch, PrefillShared<C>& shared) {
+  const PrefillAttentionParams& p = launch.params;
+  const int lane = threadIdx.x % 32;
+  const int block_tokens = static_cast<int>(p.kv.block_tokens);
+  const int pages = C::kN / launch.page_rows, page_bytes = launch.page_rows * 128;
+  RingPosition<2> q_at;
+  RingPosition<C::kStages> at;
+  int next = blockIdx.x;
+  for (int round = 1;; ++round) {
+    const PrefillItem item = DecodeItem<C>(launch, next);
+    MbarrierWait(&shared.q_empty[q_at.index], q_at.phase ^ 1);
+    if (lane == 0) {
+      shared.items[q_at.index] = item;
+      if (item.key_tiles == 0) {
+        MbarrierArrive(&shared.q_full[q_at.index]);
+      } else {
+        MbarrierArriveExpect(&shared.q_full[q_at.index], C::kQBytes);
+#pragma unroll
+        for (int half = 0; half < C::kHalves; ++half) {
+          TmaLoad3d(shared.q[q_at.index] + half * (C::kM * 128), &launch.q, &shared.q_full[q_at.index], half * 64,
+                    item.head, item.row0);
+        }
+      }
+    }
+    if (item.key_tiles == 0) break;
+    q_at.Advance();
+    if (launch.counters != nullptr) {
+      if (lane == 0) next = atomicAdd(&launch.counters[0], 1) + static_cast<int>(gridDim.x);
+      next = __shfl_sync(0xffffffffu, next, 0);
+    } else {
+      // Back and forth, so that the blocks with the longest tile of one round get the shortest of the next.
+      const int column = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
+      next = round * static_cast<int>(gridDim.x) + column;
+    }
+    const int32_t* table = p.block_tables + static_cast<int64_t>(item.sequence) * p.table_stride;
+    const int end = item.position + item.rows;
+    for (int tile = 0; tile < item.key_tiles; ++tile) {
+      const int key = tile * C::kN + lane * launch.page_rows;
+      const bool used = lane < pages && key < end;
+      const int block = used ? table[key / block_tokens] : -1;
+      const int row = item.kv_head * block_tokens + key % block_tokens;
+      MbarrierWait(&shared.k_empty[at.index], at.phase ^ 1);
+      if (lane == 0) MbarrierArriveExpect(&shared.k_full[at.index], C::kKvBytes);
+      __syncwarp();
+      LoadPages<C>(launch.k, shared.k[at.index], &shared.k_full[at.index], block, row, pages, page_bytes);
+      MbarrierWait(&shared.v_empty[at.index], at.phase ^ 1);
+      if (lane == 0) MbarrierArriveExpect(&shared.v_full[at.index], C::kKvBytes);
+      __syncwarp();
+      LoadPages<C>(launch.v, shared.v[at.index], &shared.v_full[at.index], block, row, pages, page_bytes);
+      at.Advance();
+    }
+  }
+  // The last block to finish leaves the counters zero.
+  if (launch.counters != nullptr && lane == 0) {
+    __threadfence();
+    if (atomicAdd(&launch.counters[1], 1) == static_cast<int>(gridDim.x) - 1) {
+      atomicExch(&launch.counters[0], 0);
+      atomicExch(&launch.counters[1], 0);
+    }
+  }
+}
+
+// What a consumer warpgroup knows of its 64 rows.
+struct WarpgroupRows {
+  int last_key[2];  // of this thread's rows; later keys are masked
+  int unmasked;     // key tiles below this one need no mask
+  int tiles;        // key tiles with anything visible, at least 1
+};
+
+template <typename C>
+__device__ __forceinline__ WarpgroupRows RowsOf(const PrefillItem& item, int warpgroup) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+  // A warpgroup without rows computes one tile for nothing, so that all run the same code.
+  const int first = warpgroup * 64, count = min(64, item.rows - first), end = item.position + item.rows;
+  WarpgroupRows rows;
+  rows.last_key[0] = min(item.position + first + warp * 16 + lane / 4, end - 1);
+  rows.last_key[1] = min(item.position + first + warp * 16 + lane / 4 + 8, end - 1);
+  rows.unmasked = (item.position + first + 1) / C::kN;
+  rows.tiles = count <= 0 ? 1 : (item.position + first + count - 1) / C::kN + 1;
+  return rows;
+}
+
+// Keys past the row's own position become -infinity.
+template <typename C>
+__device__ __forceinline__ void Mask(float (&s)[C::kN / 2], const WarpgroupRows& rows, int key0) {
+  const int column = key0 + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int j = 0; j < C::kN / 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (column + 8 * j + i % 2 > rows.last_key[i / 2]) s[4 * j + i] = -INFINITY;
+    }
+  }
+}
+
+// Values past the end of the sequence in its last page may be anything, NaN too, and 0 * NaN would reach every row.
+// Each warpgroup clears them itself, before its own products read them.
+template <typename C>
+__device__ __forceinline__ void ClearValues(uint8_t* v, int row_begin, int row_end, int warpgroup) {
+  const int chunks = (row_end - row_begin) * 8;
+  for (int half = 0; half < C::kHalves; ++half) {
+    uint4* to = reinterpret_cast<uint4*>(v + half * (C::kN * 128) + row_begin * 128);
+    for (int i = threadIdx.x % 128; i < chunks; i += 128) to[i] = make_uint4(0, 0, 0, 0);
+  }
+  FenceProxyAsyncShared();
+  NamedBarrierSync(8 + warpgroup, 128);
+}
+
+template <typename C>
+__device__ __forceinline__ void IssueScores(const uint8_t* q, const uint8_t* k, float (&s)[C::kN / 2]) {
+  const uint64_t a = DescriptorKMajor(q), b = DescriptorKMajor(k);
+#pragma unroll
+  for (int kk = 0; kk < C::kD / 16; ++kk) {
+    const uint32_t half = kk / 4, column = kk % 4 * 32;
+    Wgmma<C::kN>::template SS<BMajor::kK>(s, DescriptorAdvance(a, half * (C::kM * 128) + column),
+                                          DescriptorAdvance(b, half * (C::kN * 128) + column), kk > 0);
+  }
+}
+
+template <typename C>
+__device__ __forceinline__ void IssueValues(const uint32_t (&p)[C::kN / 16][4], const uint8_t* v,
+                                            float (&o)[C::kD / 2]) {
+  const uint64_t b = DescriptorMnMajor(v, C::kN * 128);
+#pragma unroll
+  for (int kk = 0; kk < C::kN / 16; ++kk) {
+    Wgmma<C::kD>::template RS<BMajor::kMn>(o, p[kk], DescriptorAdvance(b, kk * 2048), true);
+  }
+}
+
+// Four lanes hold 8 columns of a row between them, 4 bytes each, for four groups of columns (word j: group j). After
+// it lane t holds all of group t.
+__device__ __forceinline__ uint4 TransposeQuad(const uint32_t (&word)[4]) {
+  const int t = threadIdx.x % 4;
+  uint32_t w0 = word[0], w1 = word[1], w2 = word[2], w3 = word[3];
+  const uint32_t x0 = __shfl_xor_sync(0xffffffffu, (t & 2) != 0 ? w0 : w2, 2);
+  const uint32_t x1 = __shfl_xor_sync(0xffffffffu, (t & 2) != 0 ? w1 : w3, 2);
+  if ((t & 2) != 0) {
+    w0 = x0;
+    w1 = x1;
+  } else {
+    w2 = x0;
+    w3 = x1;
+  }
+  const uint32_t y0 = __shfl_xor_sync(0xffffffffu, (t & 1) != 0 ? w0 : w1, 1);
+  const uint32_t y1 = __shfl_xor_sync(0xffffffffu, (t & 1) != 0 ? w2 : w3, 1);
+  return (t & 1) != 0 ? make_uint4(y0, w1, y1, w3) : make_uint4(w0, y0, w2, y1);
+}
+
+template <typename C>
+__device__ __forceinline__ void StoreOutput(const PrefillAttentionParams& p, const PrefillItem& item, int warpgroup,
+                                            const SoftmaxState& state, const float (&o)[C::kD / 2]) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float sum = state.sum[half];
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    const float inverse = 1.0f / sum;
+    const int row = warpgroup * 64 + warp * 16 + half * 8 + lane / 4;
+    __nv_bfloat16* to = p.out + (static_cast<int64_t>(item.row0 + row) * p.q_heads + item.head) * C::kD + lane % 4 * 8;
+#pragma unroll
+    for (int group = 0; group < C::kD / 32; ++group) {
+      uint32_t word[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int at = 4 * (4 * group + j) + 2 * half;
+        word[j] = PackPair(o[at] * inverse, o[at + 1] * inverse);
+      }
+      const uint4 vector = TransposeQuad(word);
+      if (row < item.rows) *reinterpret_cast<uint4*>(to + group * 32) = vector;
+    }
+  }
+}
+
+// Turns: warpgroup w issues its products only after warpgroup w - 1 has issued, so that they stay out of phase and one
+// computes powers while another uses the tensor cores.
+template <typename C>
+__device__ __forceinline__ void TakeTurn(int warpgroup) {
+  if constexpr (C::kPingPong) NamedBarrierSync(1 + warpgroup, 256);
+}
+template <typename C>
+__device__ __forceinline__ void PassTurn(int warpgroup) {
+  if constexpr (C::kPingPong) NamedBarrierArrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
+}
+
+template <typename C>
+struct Consumer {
+  const PrefillLaunch& launch;
+  PrefillShared<C>& shared;
+  const int warpgroup;
+  RingPosition<C::kStages> at = {};
+
+  // One arrival per warp, which has converged since its last use.
+  __device__ __forceinline__ void Release(uint64_t* barrier) {
+    if (threadIdx.x % 32 == 0) MbarrierArrive(barrier);
+  }
+
+  // Probabilities of the scores in s, and the values of `tile` in place.
+  __device__ __forceinline__ void Weigh(const PrefillItem& item, const WarpgroupRows& rows, int tile, bool masked,
+                                        uint32_t stage, uint32_t phase, float (&s)[C::kN / 2], SoftmaxState& state,
+                                        uint32_t (&p)[C::kN / 16][4], float (&o)[C::kD / 2]) {
+    if (masked) {
+      Mask<C>(s, rows, tile * C::kN);
+      SoftmaxStep<C::kN, C::kD, C::kPolyEvery, true>(s, launch.scale_log2, tile == 0, state, p, o);
+    } else {
+      SoftmaxStep<C::kN, C::kD, C::kPolyEvery, false>(s, launch.scale_log2, tile == 0, state, p, o);
+    }
+    MbarrierWait(&shared.v_full[stage], phase);
+    const int rest = item.position + item.rows - tile * C::kN, page_rows = launch.page_rows;
+    if (masked && rest < C::kN && rest % page_rows != 0) {
+      ClearValues<C>(shared.v[stage], rest, rest + page_rows - rest % page_rows, warpgroup);
+    }
+  }
+
+  // All key tiles of one item; q is released after its last use.
+  __device__ __forceinline__ void Run(const PrefillItem& item, const uint8_t* q, uint64_t* q_empty) {
+    const WarpgroupRows rows = RowsOf<C>(item, warpgroup);
+    float s[C::kN / 2], o[C::kD / 2];
+    uint32_t p[C::kN / 16][4];
+    SoftmaxState state = {{0, 0}, {0, 0}};
+#pragma unroll
+    for (int i = 0; i < C::kD / 2; ++i) o[i] = 0;
+
+    MbarrierWait(&shared.k_full[at.index], at.phase);
+    TakeTurn<C>(warpgroup);
+    KeepInRegisters(s);
+    KeepInRegisters(o);
+    WgmmaFence();
+    IssueScores<C>(q, shared.k[at.index], s);
+    WgmmaCommit();
+    PassTurn<C>(warpgroup);
+    // Invariant: the scores of `tile` are in flight, and the values of the tile before.
+    for (int tile = 0; tile < rows.tiles - 1; ++tile) {
+      const uint32_t stage = at.index, phase = at.phase;
+      at.Advance();
+      WgmmaWait<0>();
+      KeepInRegisters(s);
+      KeepInRegisters(o);
+      Release(&shared.k_empty[stage]);
+      if (tile > 0) Release(&shared.v_empty[(stage + C::kStages - 1) % C::kStages]);
+      Weigh(item, rows, tile, tile >= rows.unmasked, stage, phase, s, state, p, o);
+      MbarrierWait(&shared.k_full[at.index], at.phase);
+      TakeTurn<C>(warpgroup);
+      KeepInRegisters(s);
+      KeepInRegisters(o);
+      WgmmaFence();
+      IssueValues<C>(p, shared.v[stage], o);
+      IssueScores<C>(q, shared.k[at.index], s);
+      WgmmaCommit();
+      PassTurn<C>(warpgroup);
+    }
+    const uint32_t stage = at.index, phase = at.phase;
+    at.Advance();
+    WgmmaWait<0>();
+    KeepInRegisters(s);
+    KeepInRegisters(o);
+    Release(q_empty);
+    Release(&shared.k_empty[stage]);
+    if (rows.tiles > 1) Release(&shared.v_empty[(stage + C::kStages - 1) % C::kStages]);
+    Weigh(item, rows, rows.tiles - 1, true, stage, phase, s, state, p, o);
+    TakeTurn<C>(warpgroup);
+    KeepInRegisters(o);
+    WgmmaFence();
+    IssueValues<C>(p, shared.v[stage], o);
+    WgmmaCommit();
+    PassTurn<C>(warpgroup);
+    WgmmaWait<0>();
+    KeepInRegisters(o);
+    Release(&shared.v_empty[stage]);
+    // Tiles that only later warpgroups see.
+    for (int tile = rows.tiles; tile < item.key_tiles; ++tile) {
+      MbarrierWait(&shared.k_full[at.index], at.phase);
+      MbarrierWait(&shared.v_full[at.index], at.phase);
+      __syncwarp();
+      Release(&shared.k_empty[at.index]);
+      Release(&shared.v_empty[at.index]);
+      TakeTurn<C>(warpgroup);
+      PassTurn<C>(warpgroup);
+      at.Advance();
+    }
+    StoreOutput<C>(launch.params, item, warpgroup, state, o);
+  }
+};
+
+template <typename C>
+__global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_constant__ PrefillLaunch launch) {
+  extern __shared__ __align__(1024) uint8_t memory[];
+  PrefillShared<C>& shared = *reinterpret_cast<PrefillShared<C>*>(memory);
+  if (threadIdx.x == 0) {
+    if (SharedAddress(memory) % 1024 != 0) __trap();  // the swizzle counts from there
+    TmaPrefetchMap(&launch.q);
+    TmaPrefetchMap(&launch.k);
+    TmaPrefetchMap(&launch.v);
+    for (int i = 0; i < 2; ++i) {
+      MbarrierInit(&shared.q_full[i], 1);
+      MbarrierInit(&shared.q_empty[i], 4 * C::kWarpgroups);
+    }
+    for (int i = 0; i < C::kStages; ++i) {
+      MbarrierInit(&shared.k_full[i], 1);
+      MbarrierInit(&shared.v_full[i], 1);
+      MbarrierInit(&shared.k_empty[i], 4 * C::kWarpgroups);
+      MbarrierInit(&shared.v_empty[i], 4 * C::kWarpgroups);
+    }
+    MbarrierInitFence();
+  }
+  __syncthreads();
+  PdlWait();
+  PdlTrigger();
+  if (threadIdx.x < 128) {
+    RegistersDecrease<C::kProducerRegisters>();
+    if (threadIdx.x < 32) Produce<C>(launch, shared);
+  } else {
+    RegistersIncrease<C::kConsumerRegisters>();
+    const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
+    if (warpgroup == C::kWarpgroups - 1) PassTurn<C>(warpgroup);
+    Consumer<C> consumer{launch, shared, warpgroup};
+    RingPosition<2> q_at;
+    while (true) {
+      MbarrierWait(&shared.q_full[q_at.index], q_at.phase);
+      const PrefillItem item = shared.items[q_at.index];
+      if (item.key_tiles == 0) break;
+      consumer.Run(item, shared.q[q_at.index] + warpgroup * 8192, &shared.q_empty[q_at.index]);
+      q_at.Advance();
+    }
+  }
+}
+
+template <typename C>
+cudaError_t LaunchPrefill(const PrefillLaunch& launch, const LaunchContext& context) {
+  static const cudaError_t configured =
+      cudaFuncSetAttribute(PrefillKernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(PrefillShared<C>));
+  if (configured != cudaSuccess) return configured;
+  const dim3 grid(static_cast<unsigned>(std::min(launch.items, context.num_sms)));
+  return Launch(context, PrefillKernel<C>, grid, dim3(C::kThreads), sizeof(PrefillShared<C>), 1, launch);
+}
+
+}  // namespace agentserve::kernels::cuda

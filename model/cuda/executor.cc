@@ -1,0 +1,424 @@
+#include "model/cuda/executor.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "base/status_macros.h"
+#include "base/strings.h"
+#include "kernels/bf16/bf16.h"
+
+namespace agentserve::model::cuda {
+namespace {
+
+using base::StrCat;
+using engine::SeqSlice;
+using kernels::cuda::LogitEdit;
+using kernels::cuda::SampledRow;
+using kernels::cuda::ToStatus;
+
+// Block tables of captured graphs have one of these widths, so that few graphs serve all lengths: 4x apart, since only
+// their upload grows with them.
+constexpr int kStrides[] = {64, 256, 1024, 4096, 16384, 65536, 262144};
+
+int StrideClass(int blocks) {
+  const int* it = std::lower_bound(std::begin(kStrides), std::end(kStrides), blocks);
+  return it == std::end(kStrides) ? blocks : *it;
+}
+
+int RoundUp(int n, int to) { return (n + to - 1) / to * to; }
+
+bool PlainGreedy(const engine::StepPlan& plan, const StepLayout& layout) {
+  return std::all_of(layout.samples.begin(), layout.samples.end(), [&](uint32_t i) {
+    const SeqSlice& s = plan.slices[i];
+    return s.sampling->greedy() && s.sampling->top_logprobs < 0 && !NeedsEdits(s);
+  });
+}
+
+// The largest upload of any step: all sequences at full context in both tables cannot be, tokens and sequences share
+// the limits; this bounds each part by itself.
+StepShape LargestShape(const ModelConfig& c, const ExecutorOptions& o, uint32_t block_tokens, size_t sequences) {
+  StepShape s;
+  s.decodes = static_cast<int>(sequences);
+  s.chunks = 0;
+  s.chunk_tokens = static_cast<int>(o.limits.max_step_tokens);
+  s.max_tiles = kernels::cuda::MaxPrefillTiles(s.chunk_tokens, s.decodes, static_cast<int>(c.head_dim));
+  s.samples = s.decodes;
+  s.table_stride = StrideClass(static_cast<int>((c.max_position + block_tokens - 1) / block_tokens));
+  s.decode_limits = kernels::cuda::DecodeLimits(s.decodes, static_cast<int>(c.max_position), o.forward.step.num_sms);
+  return s;
+}
+
+// Chunks' arrays beside those of LargestShape: cu_tokens, starts and alignment. Their tables share the decodes'.
+size_t ArraysBytes(const ModelConfig& c, const ExecutorOptions& o, uint32_t block_tokens, size_t sequences) {
+  return StepArrays::Bytes(LargestShape(c, o, block_tokens, sequences)) + 16 * sequences + 4096;
+}
+
+}  // namespace
+
+CudaExecutor::Slot::~Slot() {
+  if (began != nullptr) cudaEventDestroy(began);
+  if (ended != nullptr) cudaEventDestroy(ended);
+}
+
+CudaExecutor::Results CudaExecutor::Results::Carve(size_t sequences, Arena* arena) {
+  Results r;
+  r.tokens = arena->Take<int32_t>(sequences);
+  r.best = arena->Take<__nv_bfloat16>(sequences);
+  r.greedy_bytes = arena->used();
+  r.rows = arena->Take<SampledRow>(sequences);
+  return r;
+}
+
+CudaExecutor::CudaExecutor(int device, const ModelConfig& config, engine::KvPoolView pool,
+                           const ExecutorOptions& options)
+    : device_(device),
+      config_(config),
+      pool_(pool),
+      options_(options),
+      sequences_(static_cast<size_t>(BucketOf(static_cast<int>(options.limits.max_sequences)))),
+      edit_builder_(config.vocab_size) {}
+
+CudaExecutor::~CudaExecutor() {
+  cudaSetDevice(device_);
+  cudaDeviceSynchronize();
+  for (auto& [key, graph] : graphs_) {
+    if (graph.exec != nullptr) cudaGraphExecDestroy(graph.exec);
+  }
+}
+
+uint64_t CudaExecutor::DeviceBytes(const ModelConfig& config, const ExecutorOptions& options) {
+  // Graphs take about 64 KiB of device memory each; a few dozen are usual.
+  constexpr uint64_t kGraphs = uint64_t{64} << 20;
+  constexpr uint32_t kSmallestBlock = 16;
+  const auto sequences = static_cast<size_t>(BucketOf(static_cast<int>(options.limits.max_sequences)));
+  Arena arena(nullptr);
+  Buffers::Carve(config, options.limits, options.forward.step, &arena);
+  for (int i = 0; i < kSlots; ++i) {
+    arena.Take<std::byte>(ArraysBytes(config, options, kSmallestBlock, sequences));
+    Arena results(nullptr);
+    Results::Carve(sequences, &results);
+    arena.Take<std::byte>(results.used());
+  }
+  return arena.used() + kGraphs;
+}
+
+absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(int device, const ModelConfig& config,
+                                                                   const DeviceWeights& weights,
+                                                                   engine::KvPoolView pool,
+                                                                   const ExecutorOptions& options) {
+  AS_RETURN_IF_ERROR(ToStatus(cudaSetDevice(device), "choosing the GPU"));
+  std::unique_ptr<CudaExecutor> executor(new CudaExecutor(device, config, pool, options));
+  AS_RETURN_IF_ERROR(executor->Allocate(weights));
+  return executor;
+}
+
+absl::Status CudaExecutor::Allocate(const DeviceWeights& weights) {
+  arrays_bytes_ = ArraysBytes(config_, options_, pool_.layout.block_tokens, sequences_);
+  Arena results(nullptr);
+  Results::Carve(sequences_, &results);
+  const auto carve = [&](Arena* arena) {
+    buffers_ = Buffers::Carve(config_, options_.limits, options_.forward.step, arena);
+    for (Slot& slot : slots_) {
+      slot.arrays = arena->Take<std::byte>(arrays_bytes_);
+      slot.results = arena->Take<std::byte>(results.used());
+    }
+  };
+  Arena count(nullptr);
+  carve(&count);
+  AS_ASSIGN_OR_RETURN(memory_, DeviceBuffer::Allocate(count.used(), "the executor's activations"));
+  // Padding rows compute on whatever is there: zeros keep them finite. Workspaces must begin as zeros too.
+  AS_RETURN_IF_ERROR(ToStatus(cudaMemset(memory_.data(), 0, memory_.size()), "clearing activations"));
+  Arena arena(memory_.data());
+  carve(&arena);
+  for (Slot& slot : slots_) {
+    AS_ASSIGN_OR_RETURN(slot.host_arrays, PinnedBuffer::Allocate(arrays_bytes_, "a step's arrays"));
+    AS_ASSIGN_OR_RETURN(slot.host_results, PinnedBuffer::Allocate(results.used(), "a step's results"));
+    AS_ASSIGN_OR_RETURN(slot.uploaded, Event::Create());
+    AS_ASSIGN_OR_RETURN(slot.computed, Event::Create());
+    AS_ASSIGN_OR_RETURN(slot.returned, Event::Create());
+    AS_RETURN_IF_ERROR(ToStatus(cudaEventCreate(&slot.began), "creating an event"));
+    AS_RETURN_IF_ERROR(ToStatus(cudaEventCreate(&slot.ended), "creating an event"));
+  }
+  AS_ASSIGN_OR_RETURN(compute_, Stream::Create());
+  AS_ASSIGN_OR_RETURN(upload_, Stream::Create());
+  AS_ASSIGN_OR_RETURN(return_, Stream::Create());
+  for (uint32_t i = 0; i < config_.num_layers; ++i) {
+    AS_ASSIGN_OR_RETURN(layer_written_.emplace_back(), Event::Create());
+  }
+  forward_ = std::make_unique<Forward>(config_, weights, pool_, buffers_, options_.forward);
+  return ToStatus(cudaDeviceSynchronize(), "clearing activations");
+}
+
+absl::Status CudaExecutor::Broken(absl::Status status) {
+  if (status.code() == absl::StatusCode::kInvalidArgument) {  // a kernel's own check: a fault of this program
+    status = absl::InternalError(base::MessageOf(status));
+  }
+  if (status.code() == absl::StatusCode::kInternal && broken_.ok()) broken_ = status;
+  return status;
+}
+
+kernels::cuda::LaunchContext CudaExecutor::context() const {
+  return {compute_.get(), options_.pdl, options_.forward.step.num_sms};
+}
+
+// Exact sizes for a direct launch; for a graph the bucket's.
+StepShape CudaExecutor::PadShape(const StepLayout& layout, bool graph) const {
+  StepShape s = layout.shape;
+  if (graph) {
+    s.decodes = s.samples = BucketOf(s.decodes);
+    s.table_stride = StrideClass(s.table_stride);
+  } else {
+    s.table_stride = RoundUp(s.table_stride, 4);
+  }
+  if (s.chunks > 0) {
+    s.max_tiles = kernels::cuda::MaxPrefillTiles(s.chunk_tokens, s.chunks, static_cast<int>(config_.head_dim));
+  }
+  if (s.decodes > 0) {
+    const int context = s.table_stride * static_cast<int>(pool_.layout.block_tokens);
+    s.decode_limits = DecodeLimitsOf(s.decodes, std::min(context, static_cast<int>(config_.max_position)), config_,
+                                     options_.forward.step);
+  }
+  return s;
+}
+
+absl::Status CudaExecutor::Upload(const engine::StepPlan& plan, const StepLayout& layout, const StepShape& shape,
+                                  Slot& slot, PackedStep* packed) {
+  const size_t bytes = StepArrays::Bytes(shape);
+  if (bytes > arrays_bytes_) {
+    return absl::InvalidArgumentError(StrCat("a step whose tables take ", bytes, " bytes; room is for ", arrays_bytes_,
+                                             ". Run fewer sequences or shorter ones together"));
+  }
+  Arena arena(slot.host_arrays.data());
+  const StepArrays host = StepArrays::Carve(shape, &arena);
+  AS_RETURN_IF_ERROR(PackStep(plan, layout, shape, pending_, pool_.layout.block_tokens, config_.head_dim,
+                              options_.forward.step, host, packed));
+  AS_RETURN_IF_ERROR(UploadEdits(plan, layout, host, slot));
+  AS_RETURN_IF_ERROR(
+      ToStatus(cudaMemcpyAsync(slot.arrays, slot.host_arrays.data(), bytes, cudaMemcpyHostToDevice, upload_.get()),
+               "copying a step to the GPU"));
+  AS_RETURN_IF_ERROR(ToStatus(cudaEventRecord(slot.uploaded.get(), upload_.get()), "copying a step to the GPU"));
+  return ToStatus(cudaStreamWaitEvent(compute_.get(), slot.uploaded.get(), 0), "copying a step to the GPU");
+}
+
+absl::Status CudaExecutor::UploadEdits(const engine::StepPlan& plan, const StepLayout& layout, const StepArrays& host,
+                                       Slot& slot) {
+  edits_.clear();
+  for (size_t i = 0; i < layout.samples.size(); ++i) {
+    const SeqSlice& s = plan.slices[layout.samples[i]];
+    host.settings[i].edits_begin = static_cast<int32_t>(edits_.size());
+    if (NeedsEdits(s)) edit_builder_.Append(s, config_.eos_token_ids, &edits_);
+    host.settings[i].edits_end = static_cast<int32_t>(edits_.size());
+  }
+  if (edits_.empty()) return absl::OkStatus();
+  const size_t bytes = edits_.size() * sizeof(LogitEdit);
+  if (bytes > slot.edits.size()) {  // nothing in flight uses this slot's
+    const size_t room = std::bit_ceil(bytes);
+    slot.edits = DeviceBuffer();
+    AS_ASSIGN_OR_RETURN(slot.edits, DeviceBuffer::Allocate(room, "penalties and biases"));
+    AS_ASSIGN_OR_RETURN(slot.host_edits, PinnedBuffer::Allocate(room, "penalties and biases"));
+  }
+  std::memcpy(slot.host_edits.data(), edits_.data(), bytes);
+  return ToStatus(
+      cudaMemcpyAsync(slot.edits.data(), slot.host_edits.data(), bytes, cudaMemcpyHostToDevice, upload_.get()),
+      "copying a step to the GPU");
+}
+
+absl::Status CudaExecutor::ForwardOnce(const StepShape& shape, int tiles, int slot, bool greedy,
+                                       const std::function<absl::Status(uint32_t)>& after_kv) {
+  const auto at = static_cast<size_t>(slot), other = static_cast<size_t>(slot ^ 1);
+  Arena arrays(slots_[at].arrays), results(slots_[at].results), before(slots_[other].results);
+  const Results mine = Results::Carve(sequences_, &results), theirs = Results::Carve(sequences_, &before);
+  HeadOutput head;
+  head.logits = !greedy || options_.keep_logits;
+  head.tokens = greedy ? mine.tokens : nullptr;
+  head.best = greedy ? mine.best : nullptr;
+  return forward_->Launch(shape, StepArrays::Carve(shape, &arrays), tiles, theirs.tokens, head, after_kv, context());
+}
+
+// Replays the graph of this shape; the first time a shape is met it is not captured yet (*done = false): the kernels
+// then run directly, which also loads them, and the next time captures.
+absl::Status CudaExecutor::LaunchGraph(const StepShape& shape, int slot, bool greedy, bool* done) {
+  *done = false;
+  Graph& graph = graphs_[{shape.decodes, shape.table_stride, slot, greedy}];
+  if (graph.uses++ == 0) return absl::OkStatus();
+  if (graph.exec == nullptr) {
+    AS_RETURN_IF_ERROR(ToStatus(cudaStreamBeginCapture(compute_.get(), cudaStreamCaptureModeThreadLocal), "capture"));
+    const absl::Status status = ForwardOnce(shape, 0, slot, greedy, nullptr);
+    cudaGraph_t captured = nullptr;
+    const cudaError_t ended = cudaStreamEndCapture(compute_.get(), &captured);
+    AS_RETURN_IF_ERROR(status);
+    AS_RETURN_IF_ERROR(ToStatus(ended, "capturing a decode step"));
+    const cudaError_t error = cudaGraphInstantiate(&graph.exec, captured, 0);
+    cudaGraphDestroy(captured);
+    AS_RETURN_IF_ERROR(ToStatus(error, "making the graph of a decode step"));
+  }
+  *done = true;
+  return ToStatus(cudaGraphLaunch(graph.exec, compute_.get()), "launching a decode step");
+}
+
+absl::Status CudaExecutor::LaunchForward(const StepShape& shape, const PackedStep& packed, int slot, bool greedy,
+                                         const engine::StepPlan& plan, engine::LayerObserver* observer) {
+  const bool graph =
+      options_.graphs && observer == nullptr && shape.all_sample() && BucketOf(shape.decodes) == shape.decodes;
+  bool done = false;
+  if (graph) AS_RETURN_IF_ERROR(LaunchGraph(shape, slot, greedy, &done));
+  if (done) return absl::OkStatus();
+  if (observer == nullptr) return ForwardOnce(shape, packed.tiles, slot, greedy, nullptr);
+  told_ = 0;
+  return ForwardOnce(shape, packed.tiles, slot, greedy, [&](uint32_t layer) -> absl::Status {
+    AS_RETURN_IF_ERROR(ToStatus(cudaEventRecord(layer_written_[layer].get(), compute_.get()), "marking a layer"));
+    return TellWritten(plan, observer, layer + 1, /*wait=*/false);
+  });
+}
+
+// Tells the observer of layers that are written, in order, out of the first `launched`.
+absl::Status CudaExecutor::TellWritten(const engine::StepPlan& plan, engine::LayerObserver* observer, uint32_t launched,
+                                       bool wait) {
+  for (; told_ < launched; ++told_) {
+    const cudaEvent_t event = layer_written_[told_].get();
+    const cudaError_t error = wait ? cudaEventSynchronize(event) : cudaEventQuery(event);
+    if (error == cudaErrorNotReady) {
+      cudaGetLastError();
+      return absl::OkStatus();
+    }
+    AS_RETURN_IF_ERROR(ToStatus(error, "running a step's layers"));
+    observer->OnLayerWritten(plan, told_);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CudaExecutor::LaunchSampler(const StepLayout& layout, const StepShape& shape, Slot& slot) {
+  Arena arrays(slot.arrays), results(slot.results);
+  const Results r = Results::Carve(sequences_, &results);
+  kernels::cuda::SampleParams p;
+  p.logits = buffers_.logits;
+  p.rows = static_cast<int>(layout.samples.size());
+  p.vocab = static_cast<int>(config_.vocab_size);
+  p.settings = StepArrays::Carve(shape, &arrays).settings;
+  p.edits = reinterpret_cast<const LogitEdit*>(slot.edits.data());
+  p.out = r.rows;
+  p.tokens = r.tokens;
+  p.workspace = buffers_.sample;
+  p.workspace_bytes = buffers_.sample_bytes;
+  return kernels::cuda::Sample(p, context());
+}
+
+absl::Status CudaExecutor::ReturnResults(size_t samples, bool sampled, Slot& slot) {
+  const auto check = [](cudaError_t error) { return ToStatus(error, "bringing a step's tokens back"); };
+  AS_RETURN_IF_ERROR(check(cudaEventRecord(slot.computed.get(), compute_.get())));
+  AS_RETURN_IF_ERROR(check(cudaStreamWaitEvent(return_.get(), slot.computed.get(), 0)));
+  if (samples > 0) {
+    Arena device(slot.results), host(slot.host_results.data());
+    const Results from = Results::Carve(sequences_, &device), to = Results::Carve(sequences_, &host);
+    AS_RETURN_IF_ERROR(check(
+        sampled
+            ? cudaMemcpyAsync(to.rows, from.rows, samples * sizeof(SampledRow), cudaMemcpyDeviceToHost, return_.get())
+            : cudaMemcpyAsync(to.tokens, from.tokens, from.greedy_bytes, cudaMemcpyDeviceToHost, return_.get())));
+  }
+  return check(cudaEventRecord(slot.returned.get(), return_.get()));
+}
+
+absl::Status CudaExecutor::Start(const engine::StepPlan& plan, engine::LayerObserver* observer) {
+  AS_RETURN_IF_ERROR(broken_);
+  AS_RETURN_IF_ERROR(ToStatus(cudaSetDevice(device_), "choosing the GPU"));
+  AS_RETURN_IF_ERROR(ValidateStep(plan, config_, pool_, options_.limits));
+  const StepLayout layout = LayOut(plan, pool_.layout.block_tokens, options_.forward.step);
+  const bool greedy = PlainGreedy(plan, layout);
+  const bool bucketed = layout.shape.all_sample() && layout.shape.decodes <= std::end(kBuckets)[-1];
+  const StepShape shape = PadShape(layout, bucketed && observer == nullptr && options_.graphs);
+  const int slot_index = next_slot_;
+  Slot& slot = slots_[slot_index];
+  InFlight step;
+  step.slot = slot_index;
+  step.sampled = !greedy;
+  for (const uint32_t i : layout.samples) {
+    step.seqs.push_back(plan.slices[i].seq);
+    step.logprobs.push_back(plan.slices[i].sampling->top_logprobs >= 0);
+    step.top_logprobs.push_back(std::max(0, plan.slices[i].sampling->top_logprobs));
+  }
+  if (!plan.slices.empty()) {
+    PackedStep packed;
+    AS_RETURN_IF_ERROR(Upload(plan, layout, shape, slot, &packed));
+    AS_RETURN_IF_ERROR(Broken(ToStatus(cudaEventRecord(slot.began, compute_.get()), "a step")));
+    AS_RETURN_IF_ERROR(Broken(LaunchForward(shape, packed, slot_index, greedy, plan, observer)));
+    if (!greedy) AS_RETURN_IF_ERROR(Broken(LaunchSampler(layout, shape, slot)));
+    AS_RETURN_IF_ERROR(Broken(ToStatus(cudaEventRecord(slot.ended, compute_.get()), "a step")));
+  }
+  AS_RETURN_IF_ERROR(Broken(ReturnResults(layout.samples.size(), !greedy, slot)));
+  if (observer != nullptr && !plan.slices.empty()) {
+    AS_RETURN_IF_ERROR(Broken(TellWritten(plan, observer, config_.num_layers, /*wait=*/true)));
+  }
+  pending_.clear();
+  for (size_t i = 0; i < step.seqs.size(); ++i) pending_[step.seqs[i].value] = static_cast<int32_t>(i);
+  last_samples_ = step.seqs.size();
+  in_flight_.push_back(std::move(step));
+  next_slot_ ^= 1;
+  return absl::OkStatus();
+}
+
+absl::Status CudaExecutor::Launch(const engine::StepPlan& plan) {
+  if (in_flight_.size() >= kSlots) {
+    return absl::FailedPreconditionError(StrCat(kSlots, " steps are in flight already; Wait first"));
+  }
+  if (in_flight_.empty()) pending_.clear();
+  return Start(plan, nullptr);
+}
+
+absl::Status CudaExecutor::Run(const engine::StepPlan& plan, engine::LayerObserver* observer, engine::StepOutput* out) {
+  out->tokens.clear();
+  if (!in_flight_.empty()) return absl::FailedPreconditionError("Run with steps in flight; Wait for them first");
+  pending_.clear();
+  if (plan.slices.empty()) return broken_;
+  AS_RETURN_IF_ERROR(Start(plan, observer));
+  return Wait(out);
+}
+
+absl::Status CudaExecutor::Wait(engine::StepOutput* out) {
+  out->tokens.clear();
+  if (in_flight_.empty()) return absl::FailedPreconditionError("no step is in flight");
+  const InFlight step = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  AS_RETURN_IF_ERROR(broken_);
+  AS_RETURN_IF_ERROR(ToStatus(cudaSetDevice(device_), "choosing the GPU"));
+  Slot& slot = slots_[step.slot];
+  AS_RETURN_IF_ERROR(Broken(ToStatus(cudaEventSynchronize(slot.returned.get()), "running a step on the GPU")));
+  cudaEventElapsedTime(&last_gpu_ms_, slot.began, slot.ended);
+  Arena host(slot.host_results.data());
+  const Results results = Results::Carve(sequences_, &host);
+  for (size_t i = 0; i < step.seqs.size(); ++i) {
+    engine::SampledToken token;
+    token.seq = step.seqs[i];
+    const int32_t id = step.sampled ? results.rows[i].token : results.tokens[i];
+    const bool finite = step.sampled || std::isfinite(kernels::Bf16ToFloat(std::bit_cast<uint16_t>(results.best[i])));
+    if (id < 0 || !finite) {
+      out->tokens.clear();
+      return absl::DataLossError(StrCat("the model gave no finite logit for sequence ", token.seq.value,
+                                        "; its weights are damaged or out of range"));
+    }
+    token.token = static_cast<engine::TokenId>(id);
+    if (step.logprobs[i]) {
+      const SampledRow& row = results.rows[i];
+      token.has_logprobs = true;
+      token.logprob = row.logprob;
+      for (int t = 0; t < step.top_logprobs[i] && row.top_tokens[t] >= 0; ++t) {
+        token.top.push_back({static_cast<engine::TokenId>(row.top_tokens[t]), row.top_logprobs[t]});
+      }
+    }
+    out->tokens.push_back(std::move(token));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<uint16_t>> CudaExecutor::CopyLogits() {
+  if (!options_.keep_logits || !in_flight_.empty()) {
+    return absl::FailedPreconditionError("logits are kept only with keep_logits, and readable with nothing in flight");
+  }
+  std::vector<uint16_t> out(last_samples_ * config_.vocab_size);
+  AS_RETURN_IF_ERROR(
+      ToStatus(cudaMemcpy(out.data(), buffers_.logits, out.size() * 2, cudaMemcpyDeviceToHost), "copying logits"));
+  return out;
+}
+
+}  // namespace agentserve::model::cuda
