@@ -82,6 +82,8 @@ class LinearTest : public ::testing::Test {
                       << " wrong " << y.wrong << ", pool error " << pool.Relative() << " wrong " << pool.wrong;
   }
 
+  void CheckLmHead(LinearMode mode);
+
   DeviceArray<std::byte> workspace_;
 };
 
@@ -215,7 +217,7 @@ TEST_F(LinearTest, InvariantModeIgnoresOtherRows) {
   }
 }
 
-TEST_F(LinearTest, LmHeadPicksLowestOfTheLargest) {
+void LinearTest::CheckLmHead(LinearMode mode) {
   for (int m : {1, 4, 16, 33, 64, 100, 256}) {
     const Shape shape{m, 128256, 2048};
     Problem problem(shape, 5);
@@ -223,6 +225,7 @@ TEST_F(LinearTest, LmHeadPicksLowestOfTheLargest) {
     DeviceBf16 best(m);
     LmHeadParams head;
     head.linear = WithWorkspace(problem.Params());
+    head.linear.mode = mode;
     head.argmax = token.get();
     head.best = best.get();
     ASSERT_TRUE(LmHead(head, {}).ok()) << m;
@@ -246,6 +249,9 @@ TEST_F(LinearTest, LmHeadPicksLowestOfTheLargest) {
     }
   }
 }
+
+TEST_F(LinearTest, LmHeadPicksLowestOfTheLargest) { CheckLmHead(LinearMode::kFast); }
+TEST_F(LinearTest, InvariantLmHeadPicksLowestOfTheLargest) { CheckLmHead(LinearMode::kInvariant); }
 
 }  // namespace
 }  // namespace agentserve::kernels::cuda
