@@ -5,10 +5,14 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
+#include <numeric>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
+#include "kernels/parallel/thread_pool.h"
+#include "kernels/read_words/read_words.h"
 #include "kernels/rope/rope.h"
 #include "model/cpu_executor.h"
 #include "model/fingerprint.h"
@@ -101,6 +105,30 @@ absl::StatusOr<KvMemory> Model::AllocateKv(size_t bytes) const {
   if (memory == nullptr)
     return absl::ResourceExhaustedError(base::StrCat("no memory for a KV pool of ", bytes, " bytes"));
   return KvMemory(static_cast<std::byte*>(memory), [](std::byte* p) { std::free(p); });
+}
+
+// Best of several passes in which each thread sums its share of a buffer far beyond the caches.
+absl::StatusOr<double> Model::MeasureReadBandwidth(int threads) const {
+  constexpr size_t kWords = (size_t{512} << 20) / sizeof(uint64_t);
+  constexpr int kPasses = 5;
+  std::vector<uint64_t> buffer(kWords, 1);
+  kernels::ThreadPool pool(threads);
+  std::vector<uint64_t> sums(static_cast<size_t>(pool.threads()));
+  constexpr size_t kTasks = 64;
+  const base::MonotonicClock clock;
+  double best = 0;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const base::TimeNs began = clock.Now();
+    pool.Run(kTasks, [&](size_t task, int thread) {
+      const uint64_t* from = buffer.data() + task * (kWords / kTasks);
+      sums[static_cast<size_t>(thread)] += kernels::SumWords(from, kWords / kTasks);
+    });
+    const double seconds = static_cast<double>(clock.Now() - began) / 1e9;
+    best = std::max(best, static_cast<double>(kWords * sizeof(uint64_t)) / 1e9 / seconds);
+  }
+  // Uses the sums, so that the loop cannot be dropped.
+  const uint64_t total = std::accumulate(sums.begin(), sums.end(), uint64_t{0});
+  return total == uint64_t{kPasses} * kWords ? best : 0.0;
 }
 
 std::string Model::fingerprint_hex() const {

@@ -84,6 +84,8 @@ class Model {
   std::unique_ptr<engine::Executor> NewExecutor(engine::KvPoolView pool);
   // The host's or GPU's memory as of now.
   virtual absl::StatusOr<DeviceMemory> device_memory() const;
+  // What plain reading of this model's memory reaches now, GB/s: the yardstick of decode steps.
+  virtual absl::StatusOr<double> MeasureReadBandwidth(int threads) const;
   // Memory that executors of this model can use as a pool; contents undefined. RESOURCE_EXHAUSTED if there is none.
   virtual absl::StatusOr<KvMemory> AllocateKv(size_t bytes) const;
 };

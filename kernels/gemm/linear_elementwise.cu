@@ -81,29 +81,6 @@ __global__ void QkvKernel(const __nv_bfloat16* product, QkvOutput qkv, __nv_bflo
   }
 }
 
-// One block per row; HF's two roundings.
-__global__ void NormKernel(const __nv_bfloat16* x, const __nv_bfloat16* weight, float eps, int k, __nv_bfloat16* out) {
-  PdlWait();
-  PdlTrigger();
-  __shared__ float partial[kThreads / 32];
-  const __nv_bfloat16* row = x + size_t{blockIdx.x} * k;
-  float sum = 0;
-  for (int i = threadIdx.x; i < k; i += kThreads) {
-    const float value = __bfloat162float(row[i]);
-    sum += value * value;
-  }
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
-  __syncthreads();
-  sum = 0;
-  for (float part : partial) sum += part;
-  const float scale = rsqrtf(sum / static_cast<float>(k) + eps);
-  for (int i = threadIdx.x; i < k; i += kThreads) {
-    const float normed = RoundBf16(__bfloat162float(row[i]) * scale);
-    out[size_t{blockIdx.x} * k + i] = __float2bfloat16_rn(normed * __bfloat162float(weight[i]));
-  }
-}
-
 struct Candidate {
   float value;
   int index;
@@ -171,12 +148,6 @@ absl::Status ApplyEpilogue(const LinearParams& params, const __nv_bfloat16* prod
     }
   }
   return absl::InternalError("unknown epilogue");
-}
-
-absl::Status NormRows(const LinearParams& params, __nv_bfloat16* out, const LaunchContext& context) {
-  return ToStatus(Launch(context, NormKernel, dim3(static_cast<unsigned>(params.m)), dim3(kThreads), 0, 1, params.x,
-                         params.norm_weight, params.norm_eps, params.k, out),
-                  "norm");
 }
 
 absl::Status ArgmaxRows(const __nv_bfloat16* logits, int rows, int n, int32_t* token, __nv_bfloat16* best,

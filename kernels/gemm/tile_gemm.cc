@@ -14,9 +14,9 @@ struct ShapeInfo {
   bool splits;
 };
 constexpr ShapeInfo kShapes[] = {
-    {"128x256", 128, 256, 256, 1, false}, {"128x256 multicast", 128, 256, 256, 2, false},
-    {"128x192", 128, 192, 192, 1, false}, {"128x128", 128, 128, 128, 1, true},
-    {"64x256", 64, 256, 128, 1, false},   {"64x128", 64, 128, 64, 1, true},
+    {"tile 128x256", 128, 256, 256, 1, false}, {"tile 128x256 multicast", 128, 256, 256, 2, false},
+    {"tile 128x192", 128, 192, 192, 1, false}, {"tile 128x128", 128, 128, 128, 1, true},
+    {"tile 64x256", 64, 256, 128, 1, false},   {"tile 64x128", 64, 128, 64, 1, true},
 };
 static_assert(std::size(kShapes) == static_cast<size_t>(TileShape::kCount));
 

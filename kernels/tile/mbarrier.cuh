@@ -26,12 +26,13 @@ __device__ __forceinline__ void MbarrierArrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
 }
 
-// Arrives at the barrier at the same offset in block `rank` of the cluster.
+// Arrives at the barrier at the same offset in block `rank` of the cluster. No memory fence for the other block: for
+// handing back a stage whose reads are complete.
 __device__ __forceinline__ void MbarrierArriveCluster(uint64_t* barrier, uint32_t rank) {
   asm volatile(
       "{\n.reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(SharedAddress(barrier)),
+      "mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(SharedAddress(barrier)),
       "r"(rank)
       : "memory");
 }

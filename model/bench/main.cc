@@ -16,11 +16,12 @@ int Fail(const absl::Status& status, int code) {
 
 int main(int argc, char** argv) {
   using namespace agentserve;
-  std::string dir;
+  std::string dir, device = "cpu";
   int prompt = 512, decode = 32, batch = 1, chunk = 512, threads = 0;
   bool json = false;
   base::FlagSet flags("agentserve-bench-step", "Times prefill and decode steps of a model folder.");
   flags.Add("model", &dir, "Hugging Face model folder");
+  flags.Add("device", &device, "cpu, cuda, cuda:N or auto");
   flags.Add("prompt-tokens", &prompt, "prompt length of each sequence");
   flags.Add("decode-tokens", &decode, "decode steps");
   flags.Add("batch", &batch, "sequences decoded together");
@@ -32,6 +33,7 @@ int main(int argc, char** argv) {
     return Fail(absl::InvalidArgumentError("counts must be at least 1"), base::kExitConfig);
   }
   model::LoadOptions load;
+  load.device = device;
   load.threads = threads;
   load.progress = [](const model::LoadProgress& p) {
     std::fprintf(stderr, "loading %5.1f %%  %.2f GB/s  %.1f s left\n",

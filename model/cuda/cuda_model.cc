@@ -1,11 +1,14 @@
 #include "model/cuda/cuda_model.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "kernels/cuda/launch.h"
+#include "model/cuda/init_kernels.h"
 #include "model/fingerprint.h"
 #include "model/weights.h"
 
@@ -117,6 +120,39 @@ absl::StatusOr<DeviceMemory> CudaModel::device_memory() const {
   out.weight_bytes = DeviceWeightBytes(config_);
   out.executor_bytes = CudaExecutor::DeviceBytes(config_, executor_options_);
   return out;
+}
+
+// Over the weights themselves, and so mostly not from the L2.
+absl::StatusOr<double> CudaModel::MeasureReadBandwidth(int /*threads*/) const {
+  constexpr int kPasses = 7;
+  AS_RETURN_IF_ERROR(ToStatus(cudaSetDevice(ordinal_), "choosing the GPU"));
+  AS_ASSIGN_OR_RETURN(const Stream stream, Stream::Create());
+  AS_ASSIGN_OR_RETURN(const DeviceBuffer sink, DeviceBuffer::Allocate(sizeof(uint32_t), "a word"));
+  kernels::cuda::LaunchContext context;
+  context.stream = stream.get();
+  context.num_sms = executor_options_.forward.step.num_sms;
+  cudaEvent_t events[kPasses + 1] = {};
+  absl::Status status;
+  for (int i = 0; i <= kPasses && status.ok(); ++i) {
+    if (i > 0) {
+      status =
+          ReadAll(weights_.memory.data(), weights_.memory.size(), reinterpret_cast<uint32_t*>(sink.data()), context);
+    }
+    if (status.ok()) status = ToStatus(cudaEventCreate(&events[i]), "creating an event");
+    if (status.ok()) status = ToStatus(cudaEventRecord(events[i], stream.get()), "timing a read");
+  }
+  if (status.ok()) status = ToStatus(cudaStreamSynchronize(stream.get()), "timing a read");
+  float best_ms = 1e30f;
+  for (int i = 0; i < kPasses && status.ok(); ++i) {
+    float ms = 0;
+    status = ToStatus(cudaEventElapsedTime(&ms, events[i], events[i + 1]), "timing a read");
+    best_ms = std::min(best_ms, ms);
+  }
+  for (const cudaEvent_t e : events) {
+    if (e != nullptr) cudaEventDestroy(e);
+  }
+  AS_RETURN_IF_ERROR(status);
+  return static_cast<double>(weights_.memory.size()) / 1e6 / static_cast<double>(best_ms);
 }
 
 absl::StatusOr<KvMemory> CudaModel::AllocateKv(size_t bytes) const {

@@ -34,6 +34,7 @@ class CudaModel final : public Model {
   uint64_t weight_bytes() const override;
   absl::StatusOr<std::unique_ptr<engine::Executor>> CreateExecutor(engine::KvPoolView pool) override;
   absl::StatusOr<DeviceMemory> device_memory() const override;
+  absl::StatusOr<double> MeasureReadBandwidth(int threads) const override;
   absl::StatusOr<KvMemory> AllocateKv(size_t bytes) const override;
 
   absl::StatusOr<std::unique_ptr<CudaExecutor>> CreateCudaExecutor(engine::KvPoolView pool);

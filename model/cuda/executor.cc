@@ -177,8 +177,8 @@ StepShape CudaExecutor::PadShape(const StepLayout& layout, bool graph) const {
   }
   if (s.decodes > 0) {
     const int context = s.table_stride * static_cast<int>(pool_.layout.block_tokens);
-    s.decode_limits = kernels::cuda::DecodeLimits(s.decodes, std::min(context, static_cast<int>(config_.max_position)),
-                                                  options_.forward.step.num_sms);
+    s.decode_limits = DecodeLimitsOf(s.decodes, std::min(context, static_cast<int>(config_.max_position)), config_,
+                                     options_.forward.step);
   }
   return s;
 }

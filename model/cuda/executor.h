@@ -52,6 +52,7 @@ class CudaExecutor final : public engine::Executor {
   absl::Status Launch(const engine::StepPlan& plan) override;
   absl::Status Wait(engine::StepOutput* out) override;
 
+  size_t in_flight() const { return in_flight_.size(); }
   // Logits of the last step's sampling rows as raw bf16, [row][vocab]; only with keep_logits and nothing in flight.
   absl::StatusOr<std::vector<uint16_t>> CopyLogits();
   // Milliseconds the GPU took for the last step that was waited for, from its first kernel to its last.

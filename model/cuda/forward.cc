@@ -46,7 +46,7 @@ Buffers Buffers::Carve(const ModelConfig& c, const ExecutorLimits& limits, const
       kernels::cuda::LinearWorkspaceBytes(
           static_cast<int>(tokens), std::max(n(2 * c.intermediate_size), n(c.q_size() + 2 * c.kv_size())), deepest));
   for (int rows = 1; rows <= static_cast<int>(sequences); rows = BucketOf(rows + 1)) {
-    const auto decode = kernels::cuda::DecodeLimits(rows, n(c.max_position), options.num_sms);
+    const auto decode = DecodeLimitsOf(rows, n(c.max_position), c, options);
     b.decode_bytes =
         std::max(b.decode_bytes, kernels::cuda::DecodeWorkspaceBytes(decode, n(c.num_heads), n(c.head_dim)));
   }

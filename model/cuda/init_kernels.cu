@@ -43,6 +43,26 @@ __global__ void RandomKernel(__nv_bfloat16* out, size_t n, float scale, float sh
   }
 }
 
+constexpr int kReadThreads = 512, kReadUnroll = 8;
+
+// Two blocks per SM, 8 loads of 16 bytes in flight per thread.
+__global__ void __launch_bounds__(kReadThreads) ReadKernel(const uint4* from, size_t n, uint32_t* sink) {
+  PdlWait();
+  PdlTrigger();
+  const size_t stride = size_t{gridDim.x} * kReadThreads;
+  size_t i = size_t{blockIdx.x} * kReadThreads + threadIdx.x;
+  uint32_t sum = 0;
+  for (; i + (kReadUnroll - 1) * stride < n; i += kReadUnroll * stride) {
+    uint4 v[kReadUnroll];
+#pragma unroll
+    for (int u = 0; u < kReadUnroll; ++u) v[u] = from[i + static_cast<size_t>(u) * stride];
+#pragma unroll
+    for (int u = 0; u < kReadUnroll; ++u) sum += v[u].x ^ v[u].y ^ v[u].z ^ v[u].w;
+  }
+  for (; i < n; i += stride) sum += from[i].x ^ from[i].y ^ from[i].z ^ from[i].w;
+  if (sum == 0x9e3779b9u) *sink = sum;  // keeps the loads
+}
+
 }  // namespace
 
 absl::Status FillRopeTable(const float* frequencies, uint32_t half, uint32_t positions, __nv_bfloat16* cos,
@@ -60,6 +80,13 @@ absl::Status FillRandom(__nv_bfloat16* out, size_t n, float scale, float shift, 
   return kernels::cuda::ToStatus(
       kernels::cuda::Launch(context, RandomKernel, grid, dim3(kThreads), 0, 1, out, n, scale, shift, seed),
       "random weights");
+}
+
+absl::Status ReadAll(const std::byte* from, size_t n, uint32_t* sink, const LaunchContext& context) {
+  const dim3 grid(static_cast<unsigned>(context.num_sms * 2));
+  return kernels::cuda::ToStatus(kernels::cuda::Launch(context, ReadKernel, grid, dim3(kReadThreads), 0, 1,
+                                                       reinterpret_cast<const uint4*>(from), n / sizeof(uint4), sink),
+                                 "reading memory");
 }
 
 }  // namespace agentserve::model::cuda

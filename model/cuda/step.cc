@@ -121,6 +121,18 @@ size_t StepArrays::Bytes(const StepShape& shape) {
   return arena.used();
 }
 
+kernels::cuda::DecodePlanLimits DecodeLimitsOf(int rows, int context, const ModelConfig& config,
+                                               const StepOptions& options) {
+  kernels::cuda::DecodePlanLimits limits =
+      kernels::cuda::DecodeLimits(rows, context, options.num_sms, options.batch_invariant ? kInvariantChunk : 0,
+                                  static_cast<int>(config.num_kv_heads));
+  // Every row at full context does not fit any pool: 8192 chunks of 512 positions are 4 Mi positions, 128 GiB of KV for
+  // the 1B shape.
+  constexpr int kMostUnits = 8192;
+  limits.max_units = std::min(limits.max_units, kMostUnits + rows);
+  return limits;
+}
+
 absl::Status ValidateStep(const engine::StepPlan& plan, const ModelConfig& config, const engine::KvPoolView& pool,
                           const ExecutorLimits& limits) {
   size_t rows = 0;
@@ -206,8 +218,11 @@ absl::Status PackStep(const engine::StepPlan& plan, const StepLayout& layout, co
     out->units = kernels::cuda::PlanDecode(lengths.data(), shape.decodes, static_cast<int>(block_tokens),
                                            options.num_sms, options.batch_invariant ? kInvariantChunk : 0,
                                            shape.decode_limits, to.units, to.splits);
-    // Units beyond the plan have nothing to do.
-    for (int u = out->units; u < shape.decode_limits.max_units; ++u) to.units[u] = {-1, 0, 0, 0};
+    if (out->units < 0) {
+      return absl::InvalidArgumentError(StrCat("a step of ", shape.decodes, " decodes needs more than ",
+                                               shape.decode_limits.max_units,
+                                               " units of attention; run fewer long sequences together"));
+    }
   }
   if (shape.chunks > 0) {
     out->tiles =

@@ -62,6 +62,10 @@ struct StepOptions {
 // Positions per unit of decode attention in the batch-invariant mode.
 inline constexpr int kInvariantChunk = 512;
 
+// Sizes of the decode plan for `rows` rows of at most `context` positions.
+kernels::cuda::DecodePlanLimits DecodeLimitsOf(int rows, int context, const ModelConfig& config,
+                                               const StepOptions& options);
+
 // What the plan of one step comes to.
 struct StepLayout {
   std::vector<uint32_t> decodes;  // slice indices, in row order
