@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "decode_worker/wire.h"
+#include "kvstore/transport/peer_proto.h"
 
 namespace agentserve::decode_worker {
 

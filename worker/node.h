@@ -15,7 +15,7 @@
 #include "engine/kv_layout.h"
 #include "engine/planner.h"
 #include "kvstore/transport/kv_pool.h"
-#include "kvstore/transport/peer_pool.h"
+#include "kvstore/transport/peer_proto.h"
 #include "kvstore/transport/pool_exporter.h"
 #include "kvstore/transport/transfer_service.h"
 #include "worker/pool_sizing.h"

@@ -106,6 +106,7 @@ DecodeFixture::DecodeFixture(const DecodeCase& c) : case_(c) {
   }
 
   limits_ = DecodeLimits(rows, longest, kSms, c.fixed_chunk, c.kv_heads);
+  if (c.cluster > 0) limits_.cluster = c.cluster;
   plan_.resize(limits_.max_units);
   splits_.resize(rows + 1);
   units_ =
@@ -152,6 +153,7 @@ DecodeAttentionParams DecodeFixture::Params() const {
   p.units = static_cast<const DecodeUnit*>(units_device_);
   p.splits = static_cast<const int32_t*>(splits_device_);
   p.max_units = limits_.max_units;
+  p.cluster = limits_.cluster;
   p.workspace = workspace_;
   p.workspace_bytes = workspace_bytes_;
   return p;

@@ -25,6 +25,10 @@ constexpr std::array<TileCost, static_cast<size_t>(TileShape::kCount)> kCosts = 
     {128, 128, 1, 600, 2600},
     {64, 256, 1, 640, 2600},
     {64, 128, 1, 460, 1600},
+    {128, 256, 1, 9120, 2000},
+    {128, 256, 2, 9080, 2000},
+    {128, 192, 1, 9870, 1600},
+    {128, 128, 1, 9600, 1200},
 }};
 constexpr double kLaunch = 4000;  // fill of the pipeline
 constexpr double kSplit = 2500;   // partials out and in again

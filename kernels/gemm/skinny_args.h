@@ -15,7 +15,7 @@ inline constexpr int kSkinnyWarps = 8;      // of a block; each takes every eigh
 inline constexpr int kSkinnyChunk = 64;     // k of one ring stage of one warp: 16 rows x 128 bytes
 inline constexpr int kSkinnyTileRows = 16;  // weight rows of one output tile
 inline constexpr int kSkinnyMaxRows = 16;   // tokens
-inline constexpr int kSkinnyMaxStages = 8;
+inline constexpr int kSkinnyMaxStages = 12;
 inline constexpr int kSkinnySlab = 1024;  // k of one L2 prefetch: 16 rows x 2 KiB
 
 // Knobs that change speed, never results.

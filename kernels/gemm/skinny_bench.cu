@@ -3,6 +3,7 @@
 // operation alone over all layers' weights, beside cublasLt and a kernel that only reads.
 //   skinny_bench chain|alone [1b|3b] [m...]
 //   skinny_bench sweep [1b|3b] [m...]     chain, with the tuning knobs varied
+//   skinny_bench fused [1b|3b] [m...]     chain, the layers between two attentions as one kernel
 //   skinny_bench wide [1b|3b] [m...]      each operation by the kernel for up to 64 rows, its knobs varied
 #include <algorithm>
 #include <cstdio>
@@ -14,6 +15,7 @@
 
 #include "kernels/cuda/pdl.cuh"
 #include "kernels/gemm/cublaslt.h"
+#include "kernels/gemm/linear_chain_tuning.h"
 #include "kernels/gemm/linear_test_util.cuh"
 #include "kernels/gemm/skinny.h"
 #include "kernels/gemm/skinny_args.h"
@@ -217,6 +219,21 @@ class Model {
     MustBeOk(LaunchSkinny(args, context));
   }
 
+  // A step with one kernel between two attentions (of which empty kernels stand here).
+  void FusedStep(int m, const LinearChainTuning& tuning, const LaunchContext& context) const {
+    Run(kQkv, 0, m, nullptr, context);
+    for (int layer = 0; layer < shape_.layers; ++layer) {
+      Must(Launch(context, EmptyKernel, dim3(132), dim3(128), 0, 1));
+      const bool end = layer + 1 == shape_.layers;
+      const LinearParams ops[4] = {Params(kO, layer, m), Params(kUp, layer, m), Params(kDown, layer, m),
+                                   Params(kQkv, end ? 0 : layer + 1, m)};
+      LmHeadParams head;
+      head.linear = Params(kHead, 0, m);
+      head.argmax = token_.get();
+      MustBeOk(LaunchLinearChain({ops, end ? 3 : 4, end ? &head : nullptr}, tuning, context));
+    }
+  }
+
   void Step(int m, const SkinnyTuning* tuning, bool gap, const LaunchContext& context) const {
     for (int layer = 0; layer < shape_.layers; ++layer) {
       Run(kQkv, layer, m, tuning, context);
@@ -291,11 +308,27 @@ void Chain(const Model& model, const ModelShape& shape, const std::vector<int>& 
   }
 }
 
+void Fused(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
+  const double rate = ReadRate(model), floor = model.Bytes() / rate * 1e-6;
+  std::printf("%s fused chain: read-only kernel %.3f TB/s, floor %.1f us\n", shape.name, rate, floor);
+  for (int m : rows) {
+    std::printf("  m %d, graph + PDL, stages (shared KiB) us:", m);
+    for (const LinearChainTuning& tuning :
+         {LinearChainTuning{11, 225 * 1024}, LinearChainTuning{9, 225 * 1024}, LinearChainTuning{7, 225 * 1024},
+          LinearChainTuning{5, 225 * 1024}, LinearChainTuning{4, 225 * 1024}, LinearChainTuning{3, 225 * 1024}}) {
+      const double us = TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, tuning, c); }, true);
+      std::printf("  %d: %.1f (%.1f %%)", tuning.stages, us, 100 * floor / us);
+    }
+    std::printf("  11 without PDL: %.1f\n",
+                TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, {}, c); }, false));
+  }
+}
+
 void Sweep(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
   for (int m : rows) {
-    for (int stages : {-1, 3, 4, 5, 6}) {
+    for (int stages : {3, 4, 5}) {
       std::printf("%s m %d stages %2d:", shape.name, m, stages);
-      for (int slabs : {0, 1, 2, 4}) {
+      for (int slabs : {0, 1, 2, 4, 6}) {
         for (int lead : {4, 8, 16, 1000}) {
           const SkinnyTuning tuning{stages, slabs, lead};
           const double us = TimeGraph([&](const LaunchContext& c) { model.Step(m, &tuning, true, c); }, true, 7);
@@ -389,6 +422,8 @@ int Main(int argc, char** argv) {
   const Model model(shape);
   if (mode == "alone") {
     Alone(model, shape, rows);
+  } else if (mode == "fused") {
+    Fused(model, shape, rows);
   } else if (mode == "wide") {
     Wide(model, shape, rows);
   } else if (mode == "sweep") {

@@ -55,8 +55,20 @@ __device__ __forceinline__ void CpAsyncWaitDynamic(int pending) {
     case 7:
       CpAsyncWait<7>();
       break;
-    default:
+    case 8:
       CpAsyncWait<8>();
+      break;
+    case 9:
+      CpAsyncWait<9>();
+      break;
+    case 10:
+      CpAsyncWait<10>();
+      break;
+    case 11:
+      CpAsyncWait<11>();
+      break;
+    default:
+      CpAsyncWait<12>();
       break;
   }
 }
@@ -113,10 +125,8 @@ struct SkinnyCursor {
   }
 };
 
-// Sends for the slabs behind the ring: 16 threads, a row each.
-__device__ __forceinline__ void PrefetchWeights(const SkinnyArgs& a) {
-  const int row = static_cast<int>(threadIdx.x);
-  if (row >= kSkinnyTileRows) return;
+// Sends for the slabs behind the ring, for one row (0..15) of the tiles.
+__device__ __forceinline__ void PrefetchWeights(const SkinnyArgs& a, int row) {
   const int per_tile = (a.p.k + kSkinnySlab - 1) / kSkinnySlab;
   const int first = a.tuning.stages * kSkinnyWarps * kSkinnyChunk / kSkinnySlab;
   for (int slab = first; slab < first + a.tuning.prefetch_slabs; ++slab) {
@@ -302,9 +312,12 @@ __global__ __launch_bounds__(kSkinnyThreads, 2) void SkinnyKernel(const __grid_c
     }
     CpAsyncCommit();
   }
-  PrefetchWeights(a);
+  if (lane < 2) PrefetchWeights(a, 2 * warp + lane);
   PdlWait();
 
+  TokenPlaces places[kTokenTiles];
+#pragma unroll
+  for (int j = 0; j < kTokenTiles; ++j) LoadTokenPlaces(a, lane, j, places[j]);
   if constexpr (kResident) {
     CpAsyncWaitDynamic(stages);  // the norm weights, the oldest group
     LoadX(a, x_shared, norm, sums);
@@ -332,7 +345,7 @@ __global__ __launch_bounds__(kSkinnyThreads, 2) void SkinnyKernel(const __grid_c
     EpilogueInputs inputs[kTokenTiles];
     if (finisher) {
 #pragma unroll
-      for (int j = 0; j < kTokenTiles; ++j) LoadEpilogueInputs(a, rows, lane, j, inputs[j]);
+      for (int j = 0; j < kTokenTiles; ++j) LoadEpilogueInputs(a, rows, lane, j, places[j], inputs[j]);
     }
     float c[2][kTokenTiles][4] = {};
     for (int chunk = warp; chunk < a.chunks; chunk += kSkinnyWarps) {
@@ -376,7 +389,7 @@ __global__ __launch_bounds__(kSkinnyThreads, 2) void SkinnyKernel(const __grid_c
       float total[kTokenTiles][4];
       SumPartials<kTokenTiles>(partial, lane, total);
 #pragma unroll
-      for (int j = 0; j < kTokenTiles; ++j) FinishTokenTile(a, rows, lane, j, total[j], inputs[j], best[j]);
+      for (int j = 0; j < kTokenTiles; ++j) FinishTokenTile(a, rows, lane, j, total[j], places[j], inputs[j], best[j]);
     }
   }
   if (a.partials != nullptr) FinishArgmax<kTokenTiles>(a, best, reinterpret_cast<SkinnyBest*>(shared), &last);

@@ -137,10 +137,12 @@ __device__ __forceinline__ void WideFinish(const WideArgs& w, TileRows rows, con
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       if (j >= tiles) break;
+      TokenPlaces places;
       EpilogueInputs in;
-      LoadEpilogueInputs(w.a, rows, lane, j, in);
+      LoadTokenPlaces(w.a, lane, j, places);
+      LoadEpilogueInputs(w.a, rows, lane, j, places, in);
       const float c[4] = {d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]};
-      FinishTokenTile(w.a, rows, lane, j, c, in, unused);
+      FinishTokenTile(w.a, rows, lane, j, c, places, in, unused);
     }
     return;
   }
@@ -152,14 +154,16 @@ __device__ __forceinline__ void WideFinish(const WideArgs& w, TileRows rows, con
   }
   ClusterSync();
   for (int j = rank; consumer && j < tiles; j += w.splits) {
+    TokenPlaces places;
     EpilogueInputs in;
-    LoadEpilogueInputs(w.a, rows, lane, j, in);
+    LoadTokenPlaces(w.a, lane, j, places);
+    LoadEpilogueInputs(w.a, rows, lane, j, places, in);
     float c[4] = {0, 0, 0, 0};
     for (int other = 0; other < w.splits; ++other) {
       const float4 v = LoadFromCluster(&sums[j * 128 + at], static_cast<uint32_t>(other));
       c[0] += v.x, c[1] += v.y, c[2] += v.z, c[3] += v.w;
     }
-    FinishTokenTile(w.a, rows, lane, j, c, in, unused);
+    FinishTokenTile(w.a, rows, lane, j, c, places, in, unused);
   }
   ClusterSync();  // nobody leaves while others read its sums
 }

@@ -12,7 +12,10 @@ struct TileArgs {
   CUtensorMap w;         // [n][k], boxes of block_n (per block of the cluster) x 64
   CUtensorMap y;         // boxes of 64 x 64; for kQkv the q part
   CUtensorMap residual;  // as y, kResidual only
+  LinearEpilogue epilogue = LinearEpilogue::kNone;
   QkvOutput qkv;
+  __nv_bfloat16* y_rows = nullptr;  // what the maps y and residual describe; residual_rows null without one
+  const __nv_bfloat16* residual_rows = nullptr;
   float* partials = nullptr;  // split-K: [tile][split][block_m * block_n]
   int* counters = nullptr;    // split-K: [tile][consumer], zero between calls
   int m = 0, n = 0, k = 0;

@@ -12,11 +12,19 @@ struct ShapeInfo {
   const char* name;
   int block_m, block_n, warpgroup_n, cluster;
   bool splits;
+  bool deferred = false;
 };
 constexpr ShapeInfo kShapes[] = {
-    {"tile 128x256", 128, 256, 256, 1, false}, {"tile 128x256 multicast", 128, 256, 256, 2, false},
-    {"tile 128x192", 128, 192, 192, 1, false}, {"tile 128x128", 128, 128, 128, 1, true},
-    {"tile 64x256", 64, 256, 128, 1, false},   {"tile 64x128", 64, 128, 64, 1, true},
+    {"tile 128x256", 128, 256, 256, 1, false},
+    {"tile 128x256 multicast", 128, 256, 256, 2, false},
+    {"tile 128x192", 128, 192, 192, 1, false},
+    {"tile 128x128", 128, 128, 128, 1, true},
+    {"tile 64x256", 64, 256, 128, 1, false},
+    {"tile 64x128", 64, 128, 64, 1, true},
+    {"tile 128x256 deferred", 128, 256, 256, 1, false, true},
+    {"tile 128x256 deferred multicast", 128, 256, 256, 2, false, true},
+    {"tile 128x192 deferred", 128, 192, 192, 1, false, true},
+    {"tile 128x128 deferred", 128, 128, 128, 1, false, true},
 };
 static_assert(std::size(kShapes) == static_cast<size_t>(TileShape::kCount));
 
@@ -55,7 +63,8 @@ size_t TilePartialBytes(int m, int n, const TilePlan& plan) {
 bool TileSupports(const LinearParams& p, const TilePlan& plan) {
   const ShapeInfo& info = InfoOf(plan.shape);
   if (p.norm_weight != nullptr) return false;
-  if (p.epilogue == LinearEpilogue::kSwiglu && info.warpgroup_n % 128 != 0) return false;
+  const int swiglu_group = info.deferred ? 16 : 128;
+  if (p.epilogue == LinearEpilogue::kSwiglu && info.warpgroup_n % swiglu_group != 0) return false;
   if (p.epilogue == LinearEpilogue::kQkv) {
     const int dim = static_cast<int>(p.qkv.kv.head_dim);
     if ((dim != 64 && dim != 128) || info.warpgroup_n % dim != 0) return false;
@@ -70,7 +79,10 @@ absl::Status TileLinear(const LinearParams& p, const TilePlan& plan, const Launc
   const ShapeInfo& info = InfoOf(plan.shape);
   TileArgs args = {};
   if (absl::Status status = EncodeMaps(p, info, &args); !status.ok()) return status;
+  args.epilogue = p.epilogue;
   args.qkv = p.qkv;
+  args.y_rows = p.y;
+  if (p.epilogue == LinearEpilogue::kResidual) args.residual_rows = p.residual;
   args.m = p.m;
   args.n = p.n;
   args.k = p.k;
@@ -85,6 +97,7 @@ absl::Status TileLinear(const LinearParams& p, const TilePlan& plan, const Launc
   const int work = args.units_m * args.tiles_n * args.splits;
   const int grid = std::min(work, context.num_sms / info.cluster) * info.cluster;
   const bool split = plan.splits > 1;
+  if (info.deferred) return LaunchTileDeferred(plan.shape, args, grid, context);
   switch (p.epilogue) {
     case LinearEpilogue::kNone:
       return LaunchTilePlain(plan.shape, split, args, grid, context);

@@ -20,7 +20,9 @@ namespace agentserve::kernels::cuda {
 inline constexpr int kTileK = 64;
 inline constexpr int kTileThreads = 384;
 inline constexpr int kConsumerWarps = 8;
+inline constexpr int kEpilogueWarps = 3;  // of a deferred epilogue: those beside the producer
 
+// kBuffers 0: the epilogue is deferred to warps of its own (tile_deferred.cuh), through a buffer for the whole tile.
 template <int kBlockM_, int kBlockN_, int kStages_, int kBuffers_, int kCluster_ = 1, bool kSplitK_ = false>
 struct TileConfig {
   static constexpr int kBlockM = kBlockM_, kBlockN = kBlockN_, kStages = kStages_, kBuffers = kBuffers_;
@@ -31,7 +33,7 @@ struct TileConfig {
   static constexpr int kWarpgroupN = kSideBySide ? kBlockN / 2 : kBlockN;
   static constexpr int kXBytes = kBlockM * kTileK * 2, kWBytes = kBlockN * kTileK * 2;
   static constexpr int kStageBytes = kXBytes + kWBytes;
-  static constexpr int kRingBytes = 2 * kBuffers * kChunkBytes;
+  static constexpr int kRingBytes = kBuffers > 0 ? 2 * kBuffers* kChunkBytes : kBlockM* kBlockN * 2;
   static constexpr int kSharedBytes = 1024 + kStages * kStageBytes + kRingBytes + 256;
   static_assert(kSharedBytes <= 232448);
 };
@@ -65,13 +67,17 @@ template <typename Config>
 struct TileShared {
   uint8_t* stages;
   uint8_t* rings;
-  uint64_t *full, *empty, *arrived;
+  uint64_t *full, *empty;
+  uint64_t* arrived;           // of residual chunks, per warpgroup and buffer
+  uint64_t *staged, *drained;  // deferred epilogue, per warpgroup
   __device__ explicit TileShared(uint8_t* raw) {
     stages = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t{1023});
     rings = stages + Config::kStages * Config::kStageBytes;
     full = reinterpret_cast<uint64_t*>(rings + Config::kRingBytes);
     empty = full + Config::kStages;
     arrived = empty + Config::kStages;
+    staged = arrived + 2 * Config::kBuffers;
+    drained = staged + 2;
   }
   __device__ uint8_t* X(uint32_t stage) const { return stages + stage * Config::kStageBytes; }
   __device__ uint8_t* W(uint32_t stage) const { return X(stage) + Config::kXBytes; }
@@ -84,6 +90,10 @@ __device__ __forceinline__ void InitBarriers(const TileShared<Config>& shared) {
     MbarrierInit(shared.empty + i, kConsumerWarps * Config::kCluster);
   }
   for (int i = 0; i < 2 * Config::kBuffers; ++i) MbarrierInit(shared.arrived + i, 1);
+  for (int i = 0; i < 2; ++i) {
+    MbarrierInit(shared.staged + i, kConsumerWarps / 2);
+    MbarrierInit(shared.drained + i, kEpilogueWarps);
+  }
   MbarrierInitFence();
 }
 
@@ -191,15 +201,17 @@ __device__ __forceinline__ bool SumSplits(const TileArgs& args, const TileWork& 
   NamedBarrierSync(barrier_id, 128);
   if (arrivals[warpgroup] != args.splits - 1) return false;
   if (threadIdx.x % 128 == 0) *counter = 0;
+  const float4* part = reinterpret_cast<const float4*>(tile) + thread;
+  for (int split = 0; split < args.splits; ++split, part += block / 4) {
 #pragma unroll
-  for (int i = 0; i < kCount / 4; ++i) {
-    const float4* part = reinterpret_cast<const float4*>(tile) + thread + i * 256;
-    float4 sum = __ldcg(part);
-    for (int s = 1; s < args.splits; ++s) {
-      const float4 more = __ldcg(part + s * (block / 4));
-      sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+    for (int i = 0; i < kCount / 4; ++i) {
+      const float4 more = __ldcg(part + i * 256);
+      const bool start = split == 0;
+      d[4 * i] = start ? more.x : d[4 * i] + more.x;
+      d[4 * i + 1] = start ? more.y : d[4 * i + 1] + more.y;
+      d[4 * i + 2] = start ? more.z : d[4 * i + 2] + more.z;
+      d[4 * i + 3] = start ? more.w : d[4 * i + 3] + more.w;
     }
-    d[4 * i] = sum.x, d[4 * i + 1] = sum.y, d[4 * i + 2] = sum.z, d[4 * i + 3] = sum.w;
   }
   return true;
 }

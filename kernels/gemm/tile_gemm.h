@@ -8,7 +8,8 @@ namespace agentserve::kernels::cuda {
 
 struct TileArgs;
 
-// Tile of rows of x by rows of w. "Multicast": clusters of two blocks share the tile of w.
+// Tile of rows of x by rows of w. "Multicast": clusters of two blocks share the tile of w. "Deferred": the epilogue
+// runs in warps of its own under the next tile.
 enum class TileShape : uint8_t {
   k128x256,
   k128x256Multicast,
@@ -16,6 +17,10 @@ enum class TileShape : uint8_t {
   k128x128,
   k64x256,
   k64x128,
+  k128x256Deferred,
+  k128x256DeferredMulticast,
+  k128x192Deferred,
+  k128x128Deferred,
   kCount,
 };
 
@@ -40,5 +45,6 @@ absl::Status LaunchTileResidual(TileShape shape, bool split, const TileArgs& arg
 absl::Status LaunchTileSwiglu(TileShape shape, bool split, const TileArgs& args, int grid,
                               const LaunchContext& context);
 absl::Status LaunchTileQkv(TileShape shape, bool split, const TileArgs& args, int grid, const LaunchContext& context);
+absl::Status LaunchTileDeferred(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context);
 
 }  // namespace agentserve::kernels::cuda
