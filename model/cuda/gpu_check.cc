@@ -125,14 +125,15 @@ absl::Status Dump(const std::string& path, const std::vector<CheckSequence>& all
   return std::fclose(file) == 0 && !bad ? absl::OkStatus() : absl::UnavailableError(StrCat(path, ": cannot write"));
 }
 
-// Prompts one by one, then all decode together with two steps in flight, tokens passed on the device.
-absl::Status GeneratePipelined(CheckBatch& batch, CudaExecutor& executor, const ForcedOptions& o) {
+}  // namespace
+
+absl::Status GeneratePipelined(CheckBatch& batch, CudaExecutor& executor, uint32_t steps, uint32_t chunk) {
   std::vector<CheckSequence>& all = batch.sequences();
   StepPlan plan;
   StepOutput out;
   for (CheckSequence& s : all) {
-    for (uint32_t at = 0; at < s.prompt; at += o.chunk) {
-      const uint32_t n = std::min(o.chunk, s.prompt - at);
+    for (uint32_t at = 0; at < s.prompt; at += chunk) {
+      const uint32_t n = std::min(chunk, s.prompt - at);
       plan.slices = {batch.Slice(s, at, n, at + n == s.prompt)};
       AS_RETURN_IF_ERROR(executor.Run(plan, nullptr, &out));
     }
@@ -152,7 +153,7 @@ absl::Status GeneratePipelined(CheckBatch& batch, CudaExecutor& executor, const 
     }
     return absl::OkStatus();
   };
-  for (uint32_t step = 1; step < o.steps; ++step) {
+  for (uint32_t step = 1; step < steps; ++step) {
     plan.slices.clear();
     for (CheckSequence& s : all) {
       if (step > 1) s.tokens.push_back(0);
@@ -163,10 +164,8 @@ absl::Status GeneratePipelined(CheckBatch& batch, CudaExecutor& executor, const 
     AS_RETURN_IF_ERROR(executor.Launch(plan));
     if (step > 1) AS_RETURN_IF_ERROR(collect());
   }
-  return o.steps > 1 ? collect() : absl::OkStatus();
+  return steps > 1 ? collect() : absl::OkStatus();
 }
-
-}  // namespace
 
 absl::Status RunForced(CudaModel& with_logits, CudaModel& serving, const ForcedOptions& o) {
   const uint32_t vocab = with_logits.config().vocab_size;
@@ -178,7 +177,7 @@ absl::Status RunForced(CudaModel& with_logits, CudaModel& serving, const ForcedO
   executor.reset();
   AS_ASSIGN_OR_RETURN(auto again, CheckBatch::Create(serving, o.prompts, o.steps, o.block_tokens, o.seed));
   AS_ASSIGN_OR_RETURN(auto fast, serving.CreateCudaExecutor(again->pool()));
-  AS_RETURN_IF_ERROR(GeneratePipelined(*again, *fast, o));
+  AS_RETURN_IF_ERROR(GeneratePipelined(*again, *fast, o.steps, o.chunk));
   size_t positions = 0, equal_prefix = 0, same = 0;
   for (size_t i = 0; i < o.prompts.size(); ++i) {
     const CheckSequence &a = batch->sequences()[i], &b = again->sequences()[i];

@@ -41,6 +41,10 @@ class CheckBatch {
   engine::SamplingParams sampling_;
 };
 
+// Prompts one by one in chunks, then `steps` tokens for each: all decode together, two steps in flight, tokens passed
+// on the device.
+absl::Status GeneratePipelined(CheckBatch& batch, CudaExecutor& executor, uint32_t steps, uint32_t chunk);
+
 struct ForcedOptions {
   std::vector<uint32_t> prompts;
   uint32_t steps = 64;
