@@ -315,7 +315,7 @@ int RunWithFailingStep(absl::StatusCode code, TestRequest* first, TestRequest* s
   worker::ModelInfo info = TheFixture().Info(16);
   const auto make = info.new_executor;
   info.new_executor = [=](const engine::KvPoolView& pool) {
-    return std::make_unique<FaultyExecutor>(make(pool), code);
+    return std::make_unique<FaultyExecutor>(*make(pool), code);
   };
   auto node = worker::Node::Create(options, info, worker::Role::kDecode);
   EXPECT_TRUE(node.ok()) << node.status();
