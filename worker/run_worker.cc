@@ -73,6 +73,25 @@ void Supervise(const NodeOptions& options, Node* node, Program* program, const s
 
 }  // namespace
 
+absl::StatusOr<ModelInfo> MakeModelInfo(const std::shared_ptr<model::Model>& model, uint32_t block_tokens) {
+  ModelInfo info;
+  info.layout = model->layout(block_tokens);
+  info.vocab_size = model->config().vocab_size;
+  info.context_length = model->config().max_position;
+  info.end_tokens = model->end_tokens();
+  info.fingerprint_hex = model->fingerprint_hex();
+  info.new_executor = [model](const engine::KvPoolView& pool) { return model->CreateExecutor(pool); };
+  const absl::StatusOr<model::DeviceMemory> memory = model->device_memory();
+  if (!memory.ok()) return memory.status();
+  info.cuda_device = memory->cuda_device;
+  info.device_budget = [model]() -> absl::StatusOr<DeviceBudget> {
+    const absl::StatusOr<model::DeviceMemory> now = model->device_memory();
+    if (!now.ok()) return now.status();
+    return DeviceBudget{now->name, now->total_bytes, now->free_bytes, now->weight_bytes, now->executor_bytes, 0};
+  };
+  return info;
+}
+
 absl::StatusOr<ModelInfo> LoadModelInfo(const NodeOptions& options) {
   model::LoadOptions load;
   load.device = options.device;
@@ -88,23 +107,7 @@ absl::StatusOr<ModelInfo> LoadModelInfo(const NodeOptions& options) {
   };
   absl::StatusOr<std::unique_ptr<model::Model>> loaded = model::LoadModel(options.model, load);
   if (!loaded.ok()) return loaded.status();
-  const std::shared_ptr<model::Model> model = *std::move(loaded);
-  ModelInfo info;
-  info.layout = model->layout(static_cast<uint32_t>(options.block_tokens));
-  info.vocab_size = model->config().vocab_size;
-  info.context_length = model->config().max_position;
-  info.end_tokens = model->end_tokens();
-  info.fingerprint_hex = model->fingerprint_hex();
-  info.new_executor = [model](const engine::KvPoolView& pool) { return model->CreateExecutor(pool); };
-  const absl::StatusOr<model::DeviceMemory> memory = model->device_memory();
-  if (!memory.ok()) return memory.status();
-  info.cuda_device = memory->cuda_device;
-  info.device_budget = [model]() -> absl::StatusOr<DeviceBudget> {
-    const absl::StatusOr<model::DeviceMemory> now = model->device_memory();
-    if (!now.ok()) return now.status();
-    return DeviceBudget{now->name, now->total_bytes, now->free_bytes, now->weight_bytes, now->executor_bytes, 0};
-  };
-  return info;
+  return MakeModelInfo(*std::move(loaded), static_cast<uint32_t>(options.block_tokens));
 }
 
 int RunWorker(int argc, const char* const* argv, Role role,
