@@ -143,11 +143,13 @@ absl::Status CudaExecutor::Allocate(const DeviceWeights& weights) {
   }
   AS_ASSIGN_OR_RETURN(compute_, Stream::Create());
   AS_ASSIGN_OR_RETURN(upload_, Stream::Create());
+  AS_ASSIGN_OR_RETURN(side_, Stream::Create());
+  AS_ASSIGN_OR_RETURN(fork_, Event::Create());
   AS_ASSIGN_OR_RETURN(return_, Stream::Create());
   for (uint32_t i = 0; i < config_.num_layers; ++i) {
     AS_ASSIGN_OR_RETURN(layer_written_.emplace_back(), Event::Create());
   }
-  forward_ = std::make_unique<Forward>(config_, weights, pool_, buffers_, options_.forward);
+  forward_ = std::make_unique<Forward>(config_, weights, pool_, buffers_, options_.forward, side_.get(), fork_.get());
   return ToStatus(cudaDeviceSynchronize(), "clearing activations");
 }
 

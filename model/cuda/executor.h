@@ -129,7 +129,8 @@ class CudaExecutor final : public engine::Executor {
   Buffers buffers_;
   std::unique_ptr<Forward> forward_;
   Slot slots_[kSlots];
-  Stream compute_, upload_, return_;
+  Stream compute_, upload_, return_, side_;
+  Event fork_;
   std::vector<Event> layer_written_;
   engine::LayerObserver* launch_observer_ = nullptr;
   std::vector<Event> launched_layers_[kSlots];  // per slot, as layer_written_; only if somebody observes launches

@@ -64,5 +64,7 @@ struct BenchOptions {
   uint32_t chunk = 8192;
 };
 absl::Status RunBench(CudaModel& model, const BenchOptions& options);
+// Decode steps with one switch changed or one part left out at a time, to place their time.
+absl::Status RunParts(CudaModel& model, const BenchOptions& options, const CudaOptions& base);
 
 }  // namespace agentserve::model::cuda
