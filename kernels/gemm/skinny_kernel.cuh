@@ -216,6 +216,15 @@ __device__ __forceinline__ void MultiplyStage(const uint4* w, const uint4 (&x)[2
   }
 }
 
+template <int kTokenTiles>
+__device__ __forceinline__ void StorePartial(const float (&c)[2][kTokenTiles][4], float4* partial, int warp, int lane) {
+#pragma unroll
+  for (int j = 0; j < kTokenTiles; ++j) {
+    partial[(warp * kTokenTiles + j) * 32 + lane] =
+        make_float4(c[0][j][0] + c[1][j][0], c[0][j][1] + c[1][j][1], c[0][j][2] + c[1][j][2], c[0][j][3] + c[1][j][3]);
+  }
+}
+
 // Adds the warps' partial sums of a tile in the order of the warps.
 template <int kTokenTiles>
 __device__ __forceinline__ void SumPartials(const float4* partial, int lane, float (&c)[kTokenTiles][4]) {
@@ -378,11 +387,7 @@ __global__ __launch_bounds__(kSkinnyThreads, 2) void SkinnyKernel(const __grid_c
       if (++stage == stages) stage = 0;
     }
     float4* partial = partials + (i & 1) * kSkinnyWarps * kTokenTiles * 32;
-#pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) {
-      partial[(warp * kTokenTiles + j) * 32 + lane] = make_float4(c[0][j][0] + c[1][j][0], c[0][j][1] + c[1][j][1],
-                                                                  c[0][j][2] + c[1][j][2], c[0][j][3] + c[1][j][3]);
-    }
+    StorePartial<kTokenTiles>(c, partial, warp, lane);
     // The only barrier per tile: the other half of `partials` was read by a warp that has arrived here since.
     __syncthreads();
     if (finisher) {
