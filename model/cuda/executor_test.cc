@@ -227,6 +227,30 @@ TEST_P(ExecutorTest, ObserverHearsEachLayerOnceInOrder) {
   }
 }
 
+TEST_P(ExecutorTest, LaunchedChunksTellTheirLayersBeforeWaitReturns) {
+  Loaded loaded(config_, false, {});
+  ASSERT_NE(loaded.model, nullptr);
+  auto batch = CheckBatch::Create(*loaded.model, {50, 20}, 2, 16, 3);
+  ASSERT_TRUE(batch.ok());
+  auto executor = loaded.model->CreateCudaExecutor((*batch)->pool());
+  ASSERT_TRUE(executor.ok());
+  Recorder recorder;
+  (*executor)->ObserveLaunches(&recorder);
+  std::vector<uint32_t> want;
+  for (uint32_t l = 0; l < config_.num_layers; ++l) want.push_back(l);
+  const StepPlan first{{(*batch)->Slice((*batch)->sequences()[0], 0, 32, false)}};
+  const StepPlan second{{(*batch)->Slice((*batch)->sequences()[0], 32, 18, true)}};
+  StepOutput out;
+  ASSERT_TRUE((*executor)->Launch(first).ok());
+  ASSERT_TRUE((*executor)->Launch(second).ok());
+  for (int step = 0; step < 2; ++step) {
+    recorder.layers.clear();
+    ASSERT_TRUE((*executor)->Wait(&out).ok());
+    EXPECT_EQ(recorder.layers, want) << "step " << step;
+  }
+  EXPECT_EQ(out.tokens.size(), 1u);
+}
+
 TEST_P(ExecutorTest, RefusesAndStaysUsable) {
   Loaded loaded(config_, false, {});
   ASSERT_NE(loaded.model, nullptr);
