@@ -126,6 +126,7 @@ struct Shape {
   Model model;
   int batch, context, block_tokens, fixed_chunk;
   int cluster = 0;  // 0: the plan's
+  int blocks_per_sm = 2;
 };
 
 class Case {
@@ -146,8 +147,11 @@ class Case {
     tables_ = Device<int32_t>(ids.size());
     Put(tables_, ids);
     const std::vector<int32_t> lengths(static_cast<size_t>(shape.batch), shape.context);
-    limits_ = DecodeLimits(shape.batch, shape.context, kSms, shape.fixed_chunk, m.kv_heads);
-    if (shape.cluster > 0) limits_.cluster = shape.cluster;
+    limits_ = DecodeLimits(shape.batch, shape.context, kSms, shape.fixed_chunk, m.kv_heads, m.head_dim);
+    if (shape.cluster > 0) {
+      limits_.cluster = shape.cluster;
+      limits_.blocks_per_sm = shape.blocks_per_sm;
+    }
     std::vector<DecodeUnit> units(static_cast<size_t>(limits_.max_units));
     std::vector<int32_t> splits(lengths.size() + 1);
     unit_count_ = PlanDecode(lengths.data(), shape.batch, shape.block_tokens, kSms, shape.fixed_chunk, limits_,
@@ -179,6 +183,7 @@ class Case {
     base_.splits = splits_;
     base_.max_units = limits_.max_units;
     base_.cluster = limits_.cluster;
+    base_.blocks_per_sm = limits_.blocks_per_sm;
     base_.workspace = workspace_;
     base_.workspace_bytes = workspace_bytes_;
   }
@@ -269,12 +274,15 @@ void SweepClusters(const Model& model, const Pool& pool, uint32_t* sink) {
   for (const auto& [batch, context] :
        {std::pair(1, 1024), std::pair(1, 4096), std::pair(1, 8192), std::pair(1, 32768), std::pair(2, 1024),
         std::pair(4, 1024), std::pair(4, 4096), std::pair(8, 1024)}) {
-    for (int cluster : {1, 2, 4, 8}) {
-      for (int units : {1, 2, 3, 4, 6, 8, 16, 24}) {
-        const int chunk = (context / units + 15) / 16 * 16;
-        const int blocks = batch * units * cluster * model.kv_heads;
-        if (chunk < 64 * cluster || blocks > 264 || blocks < 32) continue;
-        RunShape({model, batch, context, 16, chunk, cluster}, pool, sink, false);
+    for (int cluster : {1, 2, 4, 8, 16}) {
+      for (int blocks_per_sm : {1, 2}) {
+        for (int units : {1, 2, 3}) {
+          const int chunk = (context / units + 15) / 16 * 16;
+          const int blocks = batch * units * cluster * model.kv_heads;
+          if (chunk < 32 * cluster || blocks > 132 * blocks_per_sm || blocks < 32) continue;
+          std::printf("%d/SM ", blocks_per_sm);
+          RunShape({model, batch, context, 16, chunk, cluster, blocks_per_sm}, pool, sink, false);
+        }
       }
     }
   }
@@ -312,7 +320,12 @@ int main(int argc, char** argv) {
     RunShape({model, 1, 32768, 16, 0}, pool, sink, true);
     RunShape({model, 1, 4096, 16, 0}, pool, sink, false);
     RunShape({model, 1, 8192, 16, 0}, pool, sink, false);
+    RunShape({model, 2, 1024, 16, 0}, pool, sink, false);
+    RunShape({model, 4, 1024, 16, 0}, pool, sink, false);
+    RunShape({model, 4, 8192, 16, 0}, pool, sink, false);
     RunShape({model, 8, 1024, 16, 0}, pool, sink, false);
+    RunShape({model, 16, 1024, 16, 0}, pool, sink, false);
+    RunShape({model, 32, 2048, 16, 0}, pool, sink, false);
     RunShape({model, 64, 1024, 16, 0}, pool, sink, false);
     RunShape({model, 256, 1024, 16, 0}, pool, sink, false);
     RunShape({model, long_batch, 4096, 16, 0}, pool, sink, false);

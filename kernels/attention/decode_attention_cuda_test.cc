@@ -111,7 +111,7 @@ TEST(DecodeAttention, EveryHeadShape) {
 }
 
 TEST(DecodeAttention, Clusters) {
-  for (int cluster : {2, 4, 8}) {
+  for (int cluster : {2, 4, 8, 16}) {
     for (int chunk : {0, 128, 1024}) {
       DecodeCase c = Llama1b({1, 16, 17, 127, 128, 129, 1023, 1024, 1025, 2500, 0, 33});
       c.cluster = cluster;

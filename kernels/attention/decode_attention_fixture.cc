@@ -105,7 +105,7 @@ DecodeFixture::DecodeFixture(const DecodeCase& c) : case_(c) {
     }
   }
 
-  limits_ = DecodeLimits(rows, longest, kSms, c.fixed_chunk, c.kv_heads);
+  limits_ = DecodeLimits(rows, longest, kSms, c.fixed_chunk, c.kv_heads, c.head_dim);
   if (c.cluster > 0) limits_.cluster = c.cluster;
   plan_.resize(limits_.max_units);
   splits_.resize(rows + 1);
@@ -154,6 +154,7 @@ DecodeAttentionParams DecodeFixture::Params() const {
   p.splits = static_cast<const int32_t*>(splits_device_);
   p.max_units = limits_.max_units;
   p.cluster = limits_.cluster;
+  p.blocks_per_sm = limits_.blocks_per_sm;
   p.workspace = workspace_;
   p.workspace_bytes = workspace_bytes_;
   return p;

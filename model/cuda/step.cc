@@ -125,7 +125,7 @@ kernels::cuda::DecodePlanLimits DecodeLimitsOf(int rows, int context, const Mode
                                                const StepOptions& options) {
   kernels::cuda::DecodePlanLimits limits =
       kernels::cuda::DecodeLimits(rows, context, options.num_sms, options.batch_invariant ? kInvariantChunk : 0,
-                                  static_cast<int>(config.num_kv_heads));
+                                  static_cast<int>(config.num_kv_heads), static_cast<int>(config.head_dim));
   // Every row at full context does not fit any pool: 8192 chunks of 512 positions are 4 Mi positions, 128 GiB of KV for
   // the 1B shape.
   constexpr int kMostUnits = 8192;
