@@ -53,7 +53,7 @@ struct TileRange {
   int many;  // ... and from here on
 };
 constexpr TileRange kTileRanges[] = {
-    {LinearEpilogue::kQkv, 3072, 2048, 0, 1280},        // Llama 3.2 1B
+    {LinearEpilogue::kQkv, 3072, 2048, 64, 1280},       // Llama 3.2 1B
     {LinearEpilogue::kResidual, 2048, 2048, 64, 320},   // attention output
     {LinearEpilogue::kResidual, 2048, 8192, 128, 320},  // down
     {LinearEpilogue::kQkv, 5120, 3072, 0, 1536},        // Llama 3.2 3B
@@ -62,7 +62,7 @@ constexpr TileRange kTileRanges[] = {
 };
 
 bool LibraryWins(const LinearParams& p) {
-  if (p.epilogue == LinearEpilogue::kSwiglu) return p.m < 48;
+  if (p.epilogue == LinearEpilogue::kSwiglu) return false;
   for (const TileRange& range : kTileRanges) {
     if (range.epilogue == p.epilogue && range.n == p.n && range.k == p.k) return p.m > range.few && p.m < range.many;
   }
