@@ -18,7 +18,6 @@ constexpr ShapeInfo kShapes[] = {
     {"tile 128x256", 128, 256},
     {"tile 128x192", 128, 192},
     {"tile 128x128", 128, 128, true},
-    {"tile 64x256", 64, 256},
     {"tile 64x128", 64, 128, true},
     {"tile 128x256 deferred", 128, 256, false, true},
     {"tile 128x192 deferred", 128, 192, false, true},

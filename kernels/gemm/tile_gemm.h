@@ -14,7 +14,6 @@ enum class TileShape : uint8_t {
   k128x256,
   k128x192,
   k128x128,
-  k64x256,
   k64x128,
   k128x256Deferred,
   k128x192Deferred,
