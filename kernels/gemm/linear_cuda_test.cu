@@ -164,6 +164,15 @@ TEST_F(LinearTest, TileSplitsSameBitsEveryRun) {
   }
 }
 
+// Heads that no fused kernel takes.
+TEST_F(LinearTest, OtherHeadSizes) {
+  for (int m : {8, 100, 600}) {
+    for (int head_dim : {16, 32, 96}) {
+      for (LinearMode mode : {LinearMode::kFast, LinearMode::kInvariant}) Check(Qkv(m, head_dim, 4, 2, 256), mode);
+    }
+  }
+}
+
 TEST_F(LinearTest, SameBitsEveryRun) {
   for (int m : {3, 64, 130, 256, 700}) {
     for (const Shape& shape : {Qkv(m, 64, 32, 8, 2048), Shape{m, 2048, 8192, LinearEpilogue::kResidual},

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
-#include <string>
+#include <optional>
 
 #include "kernels/gemm/cublaslt.h"
 #include "kernels/gemm/skinny.h"
@@ -88,11 +88,11 @@ bool LibraryWins(const LinearParams& p, const TilePlan& tile, int num_sms) {
 
 }  // namespace
 
-TilePlan PlanTile(const LinearParams& params, const LaunchContext& context) {
+std::optional<TilePlan> PlanTile(const LinearParams& params, const LaunchContext& context) {
   LinearParams plain = params;
   plain.norm_weight = nullptr;  // normed rows come from a kernel before
   const int max_splits = params.mode == LinearMode::kFast && params.m <= 512 ? 4 : 1;
-  TilePlan best;
+  std::optional<TilePlan> best;
   double best_time = std::numeric_limits<double>::infinity();
   for (size_t shape = 0; shape < kCosts.size(); ++shape) {
     for (int splits = 1; splits <= max_splits; splits *= 2) {
@@ -113,9 +113,12 @@ LinearPlan PlanLinear(const LinearParams& params, const LaunchContext& context) 
       return plan;
     }
   }
-  plan.tile = PlanTile(params, context);
-  const bool library = params.mode == LinearMode::kFast && LibraryWins(params, plan.tile, context.num_sms);
-  plan.family = library && CublasLtAvailable() ? LinearFamily::kLibrary : LinearFamily::kTile;
+  const std::optional<TilePlan> tile = PlanTile(params, context);
+  if (!tile.has_value()) return plan;
+  const bool library = params.mode == LinearMode::kFast && LibraryWins(params, *tile, context.num_sms);
+  if (library && CublasLtAvailable()) return plan;
+  plan.family = LinearFamily::kTile;
+  plan.tile = *tile;
   return plan;
 }
 
