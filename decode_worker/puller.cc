@@ -15,8 +15,6 @@ using engine::SeqId;
 
 namespace {
 
-// Copied in one call at most, so that an abort is noticed within about a millisecond.
-constexpr uint64_t kMostBytesPerCopy = 8 << 20;
 // How long a puller sleeps when no pull got on: short against the time of one layer of a real model.
 constexpr auto kFollowEvery = std::chrono::microseconds(300);
 // And when nothing changed for a while (the owner is busy with other prompts).
@@ -200,7 +198,7 @@ absl::Status PeerPuller::CopyReady(Job* job, const engine::PrefillProgress& prog
       continue;
     }
     const uint64_t bytes_each = (ready - job->copied[i]) * layout.LayerBytes();
-    const size_t most = std::max<size_t>(1, kMostBytesPerCopy / bytes_each);
+    const size_t most = std::max<size_t>(1, remote_->bytes_per_read() / bytes_each);
     size_t end = i + 1;
     while (end < n && end - i < most && job->copied[end] == job->copied[i] && ready_layers(end) == ready) ++end;
     if (absl::Status s = CopyRange(job, i, end - i, ready); !s.ok()) return s;
@@ -222,6 +220,16 @@ absl::Status PeerPuller::CopyRange(Job* job, size_t first, size_t count, uint32_
   return absl::OkStatus();
 }
 
+void PeerPuller::FlipFirstByte(engine::BlockId block) {
+  std::byte value{};
+  const kvstore::PieceOut out{block.value, 0, 1, &value};
+  absl::Status status = pool_->memory().CopyOut({&out, 1});
+  value ^= std::byte{1};
+  const kvstore::PieceIn in{block.value, 0, 1, &value};
+  status.Update(pool_->memory().CopyIn({&in, 1}));
+  AS_LOG(kWarn, "failpoint.corrupted") << Field("block", block.value) << Field("ok", status.ok());
+}
+
 void PeerPuller::FinishJob(Job* job) {
   const size_t first = job->pull.first;
   const uint32_t tokens = static_cast<uint32_t>(job->refs.size()) * pool_->layout().block_tokens;
@@ -231,7 +239,7 @@ void PeerPuller::FinishJob(Job* job) {
     return End(job, s.code() == absl::StatusCode::kAborted ? PullOutcome::kInvalid : PullOutcome::kFailed);
   }
   if (first < job->refs.size() && base::FailpointFires("xf.corrupt")) {
-    pool_->view().Block(job->pull.blocks[first].value)[0] ^= std::byte{1};
+    FlipFirstByte(job->pull.blocks[first]);
   }
   const kvstore::ValidateResult valid =
       remote_->Validate(std::span(job->refs).subspan(first), pool_->view(),

@@ -73,6 +73,7 @@ class PeerPuller {
   absl::Status CopyReady(Job* job, const engine::PrefillProgress& progress);
   absl::Status CopyRange(Job* job, size_t first, size_t count, uint32_t layers);
   void FinishJob(Job* job);
+  void FlipFirstByte(engine::BlockId block);  // a planned fault
   void End(Job* job, PullOutcome outcome);
 
   const kvstore::PeerEndpoint peer_;

@@ -29,6 +29,7 @@ Options CoreOptions(worker::Node* node) {
 kvstore::PeerOptions PeerOptions(worker::Node* node) {
   kvstore::PeerOptions o;
   o.layout = node->model().layout;
+  o.memory = &node->pool()->memory();
   const auto mode = kvstore::ParseTransportMode(node->options().kv_transport);
   AS_CHECK(mode.ok()) << "the node checked its options";
   o.mode = *mode;

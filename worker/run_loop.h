@@ -313,6 +313,9 @@ class RunLoop {
   }
 
   void StepOver(const engine::PlannedStep& step, absl::Status status, engine::StepOutput output, base::TimeNs started) {
+    if (status.ok() && base::FailpointFires("step.internal")) {
+      status = absl::InternalError("failpoint step.internal: as if the device had failed");
+    }
     std::vector<uint64_t> digests;
     if (status.ok()) {
       absl::StatusOr<std::vector<uint64_t>> sealed = options_.pool->Digests(step.seals);

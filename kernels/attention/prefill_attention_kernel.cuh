@@ -22,7 +22,7 @@
 
 namespace agentserve::kernels::cuda {
 
-template <int kHeadDim, int kWarpgroupCount, int kKeys, int kStageCount, int kPolynomial, bool kTurns>
+template <int kHeadDim, int kWarpgroupCount, int kKeys, int kStageCount, int kPolynomial, bool kTurns, int kPartCount>
 struct PrefillConfig {
   static constexpr int kD = kHeadDim;
   static constexpr int kWarpgroups = kWarpgroupCount;
@@ -31,6 +31,7 @@ struct PrefillConfig {
   static constexpr int kStages = kStageCount;
   static constexpr int kPolyEvery = kPolynomial;
   static constexpr bool kPingPong = kTurns;  // warpgroups issue their products in turn
+  static constexpr int kParts = kPartCount;
   static constexpr int kThreads = 128 * (kWarpgroups + 1);
   static constexpr int kProducerRegisters = kWarpgroups == 2 ? 24 : 32;
   static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 240 : 160;
@@ -57,21 +58,32 @@ struct alignas(1024) PrefillShared {
   uint64_t k_full[C::kStages], k_empty[C::kStages], v_full[C::kStages], v_empty[C::kStages];
 };
 
+// MbarrierWait without its trap, which would make ptxas ignore the consumers' larger register share. Gives up after
+// some seconds (a bug: the output is then wrong) instead of hanging the GPU.
+__device__ __forceinline__ void Wait(uint64_t* barrier, uint32_t phase) {
+  for (int i = 0; i < 1 << 24; ++i) {
+    if (MbarrierTryWait(barrier, phase)) return;
+  }
+}
+
+// The same value in all lanes, known as such to the compiler (addresses and loop bounds in uniform registers).
+__device__ __forceinline__ int Uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
 template <typename C>
 __device__ __forceinline__ PrefillItem DecodeItem(const PrefillLaunch& launch, int index) {
   PrefillItem item = {};
   if (index >= launch.items) return item;
   const PrefillAttentionParams& p = launch.params;
   const int tile_index = index / p.q_heads;
-  const int32_t packed = p.tiles[tile_index];
+  const int32_t packed = Uniform(p.tiles[tile_index]);
   item.sequence = PrefillTileSequence(packed);
   const int offset = PrefillTileIndex(packed) * C::kM;
-  const int first = p.cu_tokens[item.sequence];
+  const int first = Uniform(p.cu_tokens[item.sequence]);
   item.head = index - tile_index * p.q_heads;
   item.kv_head = item.head / (p.q_heads / static_cast<int>(p.kv.kv_heads));
   item.row0 = first + offset;
-  item.rows = min(C::kM, p.cu_tokens[item.sequence + 1] - item.row0);
-  item.position = p.starts[item.sequence] + offset;
+  item.rows = min(C::kM, Uniform(p.cu_tokens[item.sequence + 1]) - item.row0);
+  item.position = Uniform(p.starts[item.sequence]) + offset;
   item.key_tiles = (item.position + item.rows + C::kN - 1) / C::kN;
   return item;
 }
@@ -104,7 +116,7 @@ __device__ __forceinline__ void Produce(const PrefillLaunch& launch, PrefillShar
   int next = blockIdx.x;
   for (int round = 1;; ++round) {
     const PrefillItem item = DecodeItem<C>(launch, next);
-    MbarrierWait(&shared.q_empty[q_at.index], q_at.phase ^ 1);
+    Wait(&shared.q_empty[q_at.index], q_at.phase ^ 1);
     if (lane == 0) {
       shared.items[q_at.index] = item;
       if (item.key_tiles == 0) {
@@ -122,7 +134,7 @@ __device__ __forceinline__ void Produce(const PrefillLaunch& launch, PrefillShar
     q_at.Advance();
     if (launch.counters != nullptr) {
       if (lane == 0) next = atomicAdd(&launch.counters[0], 1) + static_cast<int>(gridDim.x);
-      next = __shfl_sync(0xffffffffu, next, 0);
+      next = Uniform(next);
     } else {
       // Back and forth, so that the blocks with the longest tile of one round get the shortest of the next.
       const int column = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
@@ -135,11 +147,11 @@ __device__ __forceinline__ void Produce(const PrefillLaunch& launch, PrefillShar
       const bool used = lane < pages && key < end;
       const int block = used ? table[key / block_tokens] : -1;
       const int row = item.kv_head * block_tokens + key % block_tokens;
-      MbarrierWait(&shared.k_empty[at.index], at.phase ^ 1);
+      Wait(&shared.k_empty[at.index], at.phase ^ 1);
       if (lane == 0) MbarrierArriveExpect(&shared.k_full[at.index], C::kKvBytes);
       __syncwarp();
       LoadPages<C>(launch.k, shared.k[at.index], &shared.k_full[at.index], block, row, pages, page_bytes);
-      MbarrierWait(&shared.v_empty[at.index], at.phase ^ 1);
+      Wait(&shared.v_empty[at.index], at.phase ^ 1);
       if (lane == 0) MbarrierArriveExpect(&shared.v_full[at.index], C::kKvBytes);
       __syncwarp();
       LoadPages<C>(launch.v, shared.v[at.index], &shared.v_full[at.index], block, row, pages, page_bytes);
@@ -156,37 +168,25 @@ __device__ __forceinline__ void Produce(const PrefillLaunch& launch, PrefillShar
   }
 }
 
-// What a consumer warpgroup knows of its 64 rows.
-struct WarpgroupRows {
-  int last_key[2];  // of this thread's rows; later keys are masked
-  int unmasked;     // key tiles below this one need no mask
-  int tiles;        // key tiles with anything visible, at least 1
+// What a consumer warpgroup of 64 rows does of an item.
+struct WarpgroupTiles {
+  int unmasked;  // key tiles below this one need no mask
+  int count;     // key tiles with anything visible, at least 1
 };
 
 template <typename C>
-__device__ __forceinline__ WarpgroupRows RowsOf(const PrefillItem& item, int warpgroup) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+__device__ __forceinline__ WarpgroupTiles TilesOf(const PrefillItem& item, int warpgroup) {
   // A warpgroup without rows computes one tile for nothing, so that all run the same code.
-  const int first = warpgroup * 64, count = min(64, item.rows - first), end = item.position + item.rows;
-  WarpgroupRows rows;
-  rows.last_key[0] = min(item.position + first + warp * 16 + lane / 4, end - 1);
-  rows.last_key[1] = min(item.position + first + warp * 16 + lane / 4 + 8, end - 1);
-  rows.unmasked = (item.position + first + 1) / C::kN;
-  rows.tiles = count <= 0 ? 1 : (item.position + first + count - 1) / C::kN + 1;
-  return rows;
+  const int first = item.position + warpgroup * 64, rows = min(64, item.rows - warpgroup * 64);
+  return {(first + 1) / C::kN, rows <= 0 ? 1 : (first + rows - 1) / C::kN + 1};
 }
 
-// Keys past the row's own position become -infinity.
-template <typename C>
-__device__ __forceinline__ void Mask(float (&s)[C::kN / 2], const WarpgroupRows& rows, int key0) {
-  const int column = key0 + threadIdx.x % 4 * 2;
-#pragma unroll
-  for (int j = 0; j < C::kN / 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (column + 8 * j + i % 2 > rows.last_key[i / 2]) s[4 * j + i] = -INFINITY;
-    }
-  }
+// Last position that this thread's two rows see, the first one's and the second's. Rows past the end see what the last
+// valid one does.
+__device__ __forceinline__ void LastKeys(const PrefillItem& item, int warpgroup, int (&last)[2]) {
+  const int row = static_cast<int>(threadIdx.x) % 128 / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
+  last[0] = item.position + min(warpgroup * 64 + row, item.rows - 1);
+  last[1] = item.position + min(warpgroup * 64 + row + 8, item.rows - 1);
 }
 
 // Values past the end of the sequence in its last page may be anything, NaN too, and 0 * NaN would reach every row.
@@ -291,33 +291,41 @@ struct Consumer {
     if (threadIdx.x % 32 == 0) MbarrierArrive(barrier);
   }
 
-  // Probabilities of the scores in s, and the values of `tile` in place.
-  __device__ __forceinline__ void Weigh(const PrefillItem& item, const WarpgroupRows& rows, int tile, bool masked,
-                                        uint32_t stage, uint32_t phase, float (&s)[C::kN / 2], SoftmaxState& state,
-                                        uint32_t (&p)[C::kN / 16][4], float (&o)[C::kD / 2]) {
+  // Probabilities of the scores in s, and the values of `tile` in place. The item stays in shared memory: registers are
+  // short, and few steps are masked.
+  __device__ __forceinline__ void Weigh(const PrefillItem& item, int tile, bool masked, uint32_t stage, uint32_t phase,
+                                        float (&s)[C::kN / 2], SoftmaxState& state, uint32_t (&p)[C::kN / 16][4],
+                                        float (&o)[C::kD / 2]) {
+    int limit[2] = {0, 0};
     if (masked) {
-      Mask<C>(s, rows, tile * C::kN);
-      SoftmaxStep<C::kN, C::kD, C::kPolyEvery, true>(s, launch.scale_log2, tile == 0, state, p, o);
-    } else {
-      SoftmaxStep<C::kN, C::kD, C::kPolyEvery, false>(s, launch.scale_log2, tile == 0, state, p, o);
+      LastKeys(item, warpgroup, limit);
+      const int column = tile * C::kN + static_cast<int>(threadIdx.x) % 4 * 2;
+      limit[0] -= column;
+      limit[1] -= column;
     }
-    MbarrierWait(&shared.v_full[stage], phase);
-    const int rest = item.position + item.rows - tile * C::kN, page_rows = launch.page_rows;
-    if (masked && rest < C::kN && rest % page_rows != 0) {
-      ClearValues<C>(shared.v[stage], rest, rest + page_rows - rest % page_rows, warpgroup);
+    SoftmaxStep<C::kN, C::kD, C::kPolyEvery, C::kParts>(s, launch.scale_log2, tile == 0, masked, limit, state, p, o);
+    Wait(&shared.v_full[stage], phase);
+    if (masked) {
+      const int rest = Uniform(item.position + item.rows) - tile * C::kN, page_rows = launch.page_rows;
+      if (rest < C::kN && rest % page_rows != 0) {
+        ClearValues<C>(shared.v[stage], rest, rest + page_rows - rest % page_rows, warpgroup);
+      }
     }
   }
 
-  // All key tiles of one item; q is released after its last use.
-  __device__ __forceinline__ void Run(const PrefillItem& item, const uint8_t* q, uint64_t* q_empty) {
-    const WarpgroupRows rows = RowsOf<C>(item, warpgroup);
+  // All key tiles of the item in this slot.
+  __device__ __forceinline__ void Run(uint32_t slot) {
+    const PrefillItem& item = shared.items[slot];
+    const uint8_t* q = shared.q[slot] + warpgroup * 8192;
+    const int position = Uniform(item.position), count = Uniform(item.rows), key_tiles = Uniform(item.key_tiles);
+    const WarpgroupTiles tiles = TilesOf<C>({.rows = count, .position = position}, warpgroup);
     float s[C::kN / 2], o[C::kD / 2];
     uint32_t p[C::kN / 16][4];
     SoftmaxState state = {{0, 0}, {0, 0}};
 #pragma unroll
     for (int i = 0; i < C::kD / 2; ++i) o[i] = 0;
 
-    MbarrierWait(&shared.k_full[at.index], at.phase);
+    Wait(&shared.k_full[at.index], at.phase);
     TakeTurn<C>(warpgroup);
     KeepInRegisters(s);
     KeepInRegisters(o);
@@ -326,7 +334,7 @@ struct Consumer {
     WgmmaCommit();
     PassTurn<C>(warpgroup);
     // Invariant: the scores of `tile` are in flight, and the values of the tile before.
-    for (int tile = 0; tile < rows.tiles - 1; ++tile) {
+    for (int tile = 0; tile < tiles.count - 1; ++tile) {
       const uint32_t stage = at.index, phase = at.phase;
       at.Advance();
       WgmmaWait<0>();
@@ -334,8 +342,8 @@ struct Consumer {
       KeepInRegisters(o);
       Release(&shared.k_empty[stage]);
       if (tile > 0) Release(&shared.v_empty[(stage + C::kStages - 1) % C::kStages]);
-      Weigh(item, rows, tile, tile >= rows.unmasked, stage, phase, s, state, p, o);
-      MbarrierWait(&shared.k_full[at.index], at.phase);
+      Weigh(item, tile, tile >= tiles.unmasked, stage, phase, s, state, p, o);
+      Wait(&shared.k_full[at.index], at.phase);
       TakeTurn<C>(warpgroup);
       KeepInRegisters(s);
       KeepInRegisters(o);
@@ -350,10 +358,9 @@ struct Consumer {
     WgmmaWait<0>();
     KeepInRegisters(s);
     KeepInRegisters(o);
-    Release(q_empty);
     Release(&shared.k_empty[stage]);
-    if (rows.tiles > 1) Release(&shared.v_empty[(stage + C::kStages - 1) % C::kStages]);
-    Weigh(item, rows, rows.tiles - 1, true, stage, phase, s, state, p, o);
+    if (tiles.count > 1) Release(&shared.v_empty[(stage + C::kStages - 1) % C::kStages]);
+    Weigh(item, tiles.count - 1, true, stage, phase, s, state, p, o);
     TakeTurn<C>(warpgroup);
     KeepInRegisters(o);
     WgmmaFence();
@@ -364,9 +371,9 @@ struct Consumer {
     KeepInRegisters(o);
     Release(&shared.v_empty[stage]);
     // Tiles that only later warpgroups see.
-    for (int tile = rows.tiles; tile < item.key_tiles; ++tile) {
-      MbarrierWait(&shared.k_full[at.index], at.phase);
-      MbarrierWait(&shared.v_full[at.index], at.phase);
+    for (int tile = tiles.count; tile < key_tiles; ++tile) {
+      Wait(&shared.k_full[at.index], at.phase);
+      Wait(&shared.v_full[at.index], at.phase);
       __syncwarp();
       Release(&shared.k_empty[at.index]);
       Release(&shared.v_empty[at.index]);
@@ -375,6 +382,8 @@ struct Consumer {
       at.Advance();
     }
     StoreOutput<C>(launch.params, item, warpgroup, state, o);
+    __syncwarp();
+    Release(&shared.q_empty[slot]);
   }
 };
 
@@ -402,20 +411,20 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
   __syncthreads();
   PdlWait();
   PdlTrigger();
-  if (threadIdx.x < 128) {
+  const int role = Uniform(static_cast<int>(threadIdx.x) / 128);
+  if (role == 0) {
     RegistersDecrease<C::kProducerRegisters>();
     if (threadIdx.x < 32) Produce<C>(launch, shared);
   } else {
     RegistersIncrease<C::kConsumerRegisters>();
-    const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
+    const int warpgroup = role - 1;
     if (warpgroup == C::kWarpgroups - 1) PassTurn<C>(warpgroup);
     Consumer<C> consumer{launch, shared, warpgroup};
     RingPosition<2> q_at;
     while (true) {
-      MbarrierWait(&shared.q_full[q_at.index], q_at.phase);
-      const PrefillItem item = shared.items[q_at.index];
-      if (item.key_tiles == 0) break;
-      consumer.Run(item, shared.q[q_at.index] + warpgroup * 8192, &shared.q_empty[q_at.index]);
+      Wait(&shared.q_full[q_at.index], q_at.phase);
+      if (Uniform(shared.items[q_at.index].key_tiles) == 0) break;
+      consumer.Run(q_at.index);
       q_at.Advance();
     }
   }

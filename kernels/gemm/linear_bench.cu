@@ -165,7 +165,7 @@ class ShapeBench {
       return Linear(p, context);
     });
     for (int tile = 0; tile < static_cast<int>(TileShape::kCount); ++tile) {
-      for (int splits : {1, 2, 3, 4}) AddTile({static_cast<TileShape>(tile), splits}, few);
+      for (int splits : {1, 2, 4}) AddTile({static_cast<TileShape>(tile), splits}, few);
     }
   }
   ~ShapeBench() {
@@ -216,8 +216,9 @@ class ShapeBench {
   }
   void AddTile(const TilePlan& plan, bool pdl) {
     if (!TileSupports(bench_.Params(layer_, m_, 0), plan) || (plan.splits > 1 && m_ > 512)) return;
-    const bool narrow = plan.shape == TileShape::k64x128 || plan.shape == TileShape::k64x256;
-    if (narrow && m_ > 2048) return;
+    const bool narrow = plan.shape == TileShape::k64x128 || plan.shape == TileShape::k64x256 ||
+                        plan.shape >= TileShape::k64x256Deferred;
+    if (narrow && m_ > 1024) return;
     const std::string name = TileShapeName(plan.shape) + 5 + (plan.splits > 1 ? "/" + std::to_string(plan.splits) : "");
     Add(name.c_str(), pdl,
         [plan](const LinearParams& p, const LaunchContext& context) { return TileLinear(p, plan, context); });

@@ -82,6 +82,8 @@ class LinearTest : public ::testing::Test {
                       << " wrong " << y.wrong << ", pool error " << pool.Relative() << " wrong " << pool.wrong;
   }
 
+  void CheckLmHead(LinearMode mode);
+
   DeviceArray<std::byte> workspace_;
 };
 
@@ -113,7 +115,7 @@ TEST_F(LinearTest, TileShapesMatchReference) {
       params.workspace = workspace_.get();
       params.workspace_bytes = kWorkspaceBytes;
       for (int tile = 0; tile < static_cast<int>(TileShape::kCount); ++tile) {
-        for (int splits : {1, 2, 3}) {
+        for (int splits : {1, 2, 4}) {
           const TilePlan plan{static_cast<TileShape>(tile), splits};
           if (!TileSupports(params, plan)) continue;
           problem.Poison();
@@ -151,7 +153,7 @@ TEST_F(LinearTest, TileSplitsSameBitsEveryRun) {
   const Shape shape{256, 2048, 8192, LinearEpilogue::kResidual};
   Problem first(shape, 8), again(shape, 8);
   LinearParams params = WithWorkspace(first.Params());
-  for (int splits : {1, 2, 3}) {
+  for (int splits : {1, 2, 4}) {
     const TilePlan plan{TileShape::k64x128, splits};
     ASSERT_TRUE(TileLinear(params, plan, {}).ok());
     for (int run = 0; run < 100; ++run) {
@@ -215,7 +217,7 @@ TEST_F(LinearTest, InvariantModeIgnoresOtherRows) {
   }
 }
 
-TEST_F(LinearTest, LmHeadPicksLowestOfTheLargest) {
+void LinearTest::CheckLmHead(LinearMode mode) {
   for (int m : {1, 4, 16, 33, 64, 100, 256}) {
     const Shape shape{m, 128256, 2048};
     Problem problem(shape, 5);
@@ -223,6 +225,7 @@ TEST_F(LinearTest, LmHeadPicksLowestOfTheLargest) {
     DeviceBf16 best(m);
     LmHeadParams head;
     head.linear = WithWorkspace(problem.Params());
+    head.linear.mode = mode;
     head.argmax = token.get();
     head.best = best.get();
     ASSERT_TRUE(LmHead(head, {}).ok()) << m;
@@ -246,6 +249,9 @@ TEST_F(LinearTest, LmHeadPicksLowestOfTheLargest) {
     }
   }
 }
+
+TEST_F(LinearTest, LmHeadPicksLowestOfTheLargest) { CheckLmHead(LinearMode::kFast); }
+TEST_F(LinearTest, InvariantLmHeadPicksLowestOfTheLargest) { CheckLmHead(LinearMode::kInvariant); }
 
 }  // namespace
 }  // namespace agentserve::kernels::cuda

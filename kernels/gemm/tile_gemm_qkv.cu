@@ -2,31 +2,23 @@
 
 namespace agentserve::kernels::cuda {
 
-absl::Status LaunchTileQkv(TileShape shape, bool split, const TileArgs& args, int grid, const LaunchContext& context) {
+absl::Status LaunchTileQkv(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context) {
   constexpr auto kEpilogue = LinearEpilogue::kQkv;
   const bool wide = args.qkv.kv.head_dim == 128;
   switch (shape) {
     case TileShape::k128x256:
       return wide ? LaunchTile<Tile128x256, kEpilogue, 128>(args, grid, context)
                   : LaunchTile<Tile128x256, kEpilogue, 64>(args, grid, context);
-    case TileShape::k128x256Multicast:
-      return wide ? LaunchTile<Tile128x256Multicast, kEpilogue, 128>(args, grid, context)
-                  : LaunchTile<Tile128x256Multicast, kEpilogue, 64>(args, grid, context);
     case TileShape::k128x192:
       return LaunchTile<Tile128x192, kEpilogue, 64>(args, grid, context);
     case TileShape::k128x128:
-      if (split) {
-        return wide ? LaunchTile<Tile128x128Split, kEpilogue, 128>(args, grid, context)
-                    : LaunchTile<Tile128x128Split, kEpilogue, 64>(args, grid, context);
-      }
       return wide ? LaunchTile<Tile128x128, kEpilogue, 128>(args, grid, context)
                   : LaunchTile<Tile128x128, kEpilogue, 64>(args, grid, context);
     case TileShape::k64x256:
       return wide ? LaunchTile<Tile64x256, kEpilogue, 128>(args, grid, context)
                   : LaunchTile<Tile64x256, kEpilogue, 64>(args, grid, context);
     case TileShape::k64x128:
-      return split ? LaunchTile<Tile64x128Split, kEpilogue, 64>(args, grid, context)
-                   : LaunchTile<Tile64x128, kEpilogue, 64>(args, grid, context);
+      return LaunchTile<Tile64x128, kEpilogue, 64>(args, grid, context);
     default:
       return absl::InternalError("tile gemm: shape not compiled");
   }

@@ -2,17 +2,13 @@
 
 namespace agentserve::kernels::cuda {
 
-absl::Status LaunchTileSwiglu(TileShape shape, bool split, const TileArgs& args, int grid,
-                              const LaunchContext& context) {
+absl::Status LaunchTileSwiglu(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context) {
   constexpr auto kEpilogue = LinearEpilogue::kSwiglu;
   switch (shape) {
     case TileShape::k128x256:
       return LaunchTile<Tile128x256, kEpilogue>(args, grid, context);
-    case TileShape::k128x256Multicast:
-      return LaunchTile<Tile128x256Multicast, kEpilogue>(args, grid, context);
     case TileShape::k128x128:
-      return split ? LaunchTile<Tile128x128Split, kEpilogue>(args, grid, context)
-                   : LaunchTile<Tile128x128, kEpilogue>(args, grid, context);
+      return LaunchTile<Tile128x128, kEpilogue>(args, grid, context);
     case TileShape::k64x256:
       return LaunchTile<Tile64x256, kEpilogue>(args, grid, context);
     default:

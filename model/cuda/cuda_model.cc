@@ -46,7 +46,13 @@ CudaModel::CudaModel(int ordinal, ModelConfig config, const LoadOptions& options
   executor_options_.limits = options.limits;
   executor_options_.forward.step.batch_invariant = options.batch_invariant;
   executor_options_.forward.step.num_sms = num_sms;
-  executor_options_.forward.fuse_norm = cuda.fuse_norm;
+  set_cuda_options(cuda);
+}
+
+void CudaModel::set_cuda_options(const CudaOptions& cuda) {
+  executor_options_.forward.fuse_norm_rows = cuda.fuse_norm_rows;
+  executor_options_.forward.prefetch_bytes = cuda.prefetch_bytes;
+  executor_options_.forward.skip = cuda.skip;
   executor_options_.graphs = cuda.graphs;
   executor_options_.pdl = cuda.pdl;
   executor_options_.keep_logits = cuda.keep_logits;

@@ -16,8 +16,10 @@ namespace agentserve::model::cuda {
 struct CudaOptions {
   bool graphs = true;
   bool pdl = true;
-  bool fuse_norm = true;
+  int fuse_norm_rows = ForwardOptions().fuse_norm_rows;
+  size_t prefetch_bytes = ForwardOptions().prefetch_bytes;
   bool keep_logits = false;
+  uint32_t skip = 0;  // SkipPart
 };
 
 class CudaModel final : public Model {
@@ -38,6 +40,8 @@ class CudaModel final : public Model {
   absl::StatusOr<KvMemory> AllocateKv(size_t bytes) const override;
 
   absl::StatusOr<std::unique_ptr<CudaExecutor>> CreateCudaExecutor(engine::KvPoolView pool);
+  // For executors made from now on.
+  void set_cuda_options(const CudaOptions& cuda);
   const UploadTimes& upload_times() const { return upload_times_; }
 
  private:

@@ -143,11 +143,13 @@ absl::Status CudaExecutor::Allocate(const DeviceWeights& weights) {
   }
   AS_ASSIGN_OR_RETURN(compute_, Stream::Create());
   AS_ASSIGN_OR_RETURN(upload_, Stream::Create());
+  AS_ASSIGN_OR_RETURN(side_, Stream::Create());
+  AS_ASSIGN_OR_RETURN(fork_, Event::Create());
   AS_ASSIGN_OR_RETURN(return_, Stream::Create());
   for (uint32_t i = 0; i < config_.num_layers; ++i) {
     AS_ASSIGN_OR_RETURN(layer_written_.emplace_back(), Event::Create());
   }
-  forward_ = std::make_unique<Forward>(config_, weights, pool_, buffers_, options_.forward);
+  forward_ = std::make_unique<Forward>(config_, weights, pool_, buffers_, options_.forward, side_.get(), fork_.get());
   return ToStatus(cudaDeviceSynchronize(), "clearing activations");
 }
 
@@ -265,7 +267,12 @@ absl::Status CudaExecutor::LaunchForward(const StepShape& shape, const PackedSte
   bool done = false;
   if (graph) AS_RETURN_IF_ERROR(LaunchGraph(shape, slot, greedy, &done));
   if (done) return absl::OkStatus();
-  if (observer == nullptr) return ForwardOnce(shape, packed.tiles, slot, greedy, nullptr);
+  if (observer == nullptr && !Observed(shape)) return ForwardOnce(shape, packed.tiles, slot, greedy, nullptr);
+  if (observer == nullptr) {
+    return ForwardOnce(shape, packed.tiles, slot, greedy, [&](uint32_t layer) -> absl::Status {
+      return ToStatus(cudaEventRecord(launched_layers_[slot][layer].get(), compute_.get()), "marking a layer");
+    });
+  }
   told_ = 0;
   return ForwardOnce(shape, packed.tiles, slot, greedy, [&](uint32_t layer) -> absl::Status {
     AS_RETURN_IF_ERROR(ToStatus(cudaEventRecord(layer_written_[layer].get(), compute_.get()), "marking a layer"));
@@ -332,6 +339,7 @@ absl::Status CudaExecutor::Start(const engine::StepPlan& plan, engine::LayerObse
   Slot& slot = slots_[slot_index];
   InFlight step;
   step.slot = slot_index;
+  if (observer == nullptr && Observed(shape)) step.observed = plan;
   step.sampled = !greedy;
   for (const uint32_t i : layout.samples) {
     step.seqs.push_back(plan.slices[i].seq);
@@ -376,12 +384,47 @@ absl::Status CudaExecutor::Run(const engine::StepPlan& plan, engine::LayerObserv
 }
 
 absl::Status CudaExecutor::Wait(engine::StepOutput* out) {
-  out->tokens.clear();
   if (in_flight_.empty()) return absl::FailedPreconditionError("no step is in flight");
   const InFlight step = std::move(in_flight_.front());
   in_flight_.pop_front();
+  const absl::Status status = Collect(step, out);
+  if (status.ok()) return status;
+  out->tokens.clear();
+  for (const InFlight& lost : in_flight_) {  // lost too; but nothing of it may run on
+    if (broken_.ok())
+      Broken(ToStatus(cudaEventSynchronize(slots_[lost.slot].returned.get()), "ending a step")).IgnoreError();
+  }
+  in_flight_.clear();
+  pending_.clear();
+  return status;
+}
+
+void CudaExecutor::ObserveLaunches(engine::LayerObserver* observer) {
+  launch_observer_ = nullptr;
+  for (std::vector<Event>& layers : launched_layers_) {
+    while (layers.size() < config_.num_layers) {
+      absl::StatusOr<Event> event = Event::Create();
+      if (!event.ok()) return;  // then peers read whole chunks instead of layers
+      layers.push_back(*std::move(event));
+    }
+  }
+  launch_observer_ = observer;
+}
+
+// Whether the layers of a launched step are told: only prompts are read while they are written.
+bool CudaExecutor::Observed(const StepShape& shape) const { return launch_observer_ != nullptr && shape.chunks > 0; }
+
+absl::Status CudaExecutor::Collect(const InFlight& step, engine::StepOutput* out) {
+  out->tokens.clear();
   AS_RETURN_IF_ERROR(broken_);
   AS_RETURN_IF_ERROR(ToStatus(cudaSetDevice(device_), "choosing the GPU"));
+  if (!step.observed.slices.empty()) {
+    for (uint32_t layer = 0; layer < config_.num_layers; ++layer) {
+      const cudaEvent_t written = launched_layers_[step.slot][layer].get();
+      AS_RETURN_IF_ERROR(Broken(ToStatus(cudaEventSynchronize(written), "running a step's layers")));
+      launch_observer_->OnLayerWritten(step.observed, layer);
+    }
+  }
   Slot& slot = slots_[step.slot];
   AS_RETURN_IF_ERROR(Broken(ToStatus(cudaEventSynchronize(slot.returned.get()), "running a step on the GPU")));
   cudaEventElapsedTime(&last_gpu_ms_, slot.began, slot.ended);

@@ -51,6 +51,8 @@ class CudaExecutor final : public engine::Executor {
   int depth() const override { return kSlots; }
   absl::Status Launch(const engine::StepPlan& plan) override;
   absl::Status Wait(engine::StepOutput* out) override;
+  // Layers of prompt chunks are told by Wait, on its thread, as the GPU writes them.
+  void ObserveLaunches(engine::LayerObserver* observer) override;
 
   size_t in_flight() const { return in_flight_.size(); }
   // Logits of the last step's sampling rows as raw bf16, [row][vocab]; only with keep_logits and nothing in flight.
@@ -85,6 +87,7 @@ class CudaExecutor final : public engine::Executor {
     std::vector<engine::SeqId> seqs;
     std::vector<bool> logprobs;
     std::vector<int> top_logprobs;
+    engine::StepPlan observed;  // empty if nobody is told; spans are good for their sizes only
   };
   struct GraphKey {
     int rows, stride, slot;
@@ -110,6 +113,8 @@ class CudaExecutor final : public engine::Executor {
   absl::Status LaunchSampler(const StepLayout& layout, const StepShape& shape, Slot& slot);
   absl::Status ReturnResults(size_t samples, bool sampled, Slot& slot);
   absl::Status TellWritten(const engine::StepPlan& plan, engine::LayerObserver* observer, uint32_t launched, bool wait);
+  absl::Status Collect(const InFlight& step, engine::StepOutput* out);
+  bool Observed(const StepShape& shape) const;
   StepShape PadShape(const StepLayout& layout, bool graph) const;
   absl::Status Broken(absl::Status status);
   kernels::cuda::LaunchContext context() const;
@@ -124,9 +129,12 @@ class CudaExecutor final : public engine::Executor {
   Buffers buffers_;
   std::unique_ptr<Forward> forward_;
   Slot slots_[kSlots];
-  Stream compute_, upload_, return_;
+  Stream compute_, upload_, return_, side_;
+  Event fork_;
   std::vector<Event> layer_written_;
-  uint32_t told_ = 0;  // layers of the running step that the observer knows of
+  engine::LayerObserver* launch_observer_ = nullptr;
+  std::vector<Event> launched_layers_[kSlots];  // per slot, as layer_written_; only if somebody observes launches
+  uint32_t told_ = 0;                           // layers of the running step that the observer knows of
   std::map<GraphKey, Graph> graphs_;
   EditBuilder edit_builder_;
   std::vector<kernels::cuda::LogitEdit> edits_;

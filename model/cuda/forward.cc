@@ -9,6 +9,7 @@
 #include "kernels/gemm/linear_cuda.h"
 #include "kernels/rmsnorm/rmsnorm_cuda.h"
 #include "kernels/sampling/sampling_cuda.h"
+#include "model/cuda/init_kernels.h"
 
 namespace agentserve::model::cuda {
 namespace {
@@ -78,31 +79,6 @@ kernels::PagedKv Forward::LayerKv(uint32_t layer) const {
 
 namespace {
 
-// y = epilogue(norm(x) w^T), the norm inside the product or before it.
-struct NormedLinear {
-  const __nv_bfloat16* norm_weight;
-  __nv_bfloat16* normed;  // scratch
-  float eps;
-  bool fuse;
-};
-
-absl::Status NormAnd(const NormedLinear& n, LinearParams* p, const LaunchContext& context) {
-  if (n.fuse && p->m <= kernels::cuda::kMaxFusedNormRows) {
-    p->norm_weight = n.norm_weight;
-    p->norm_eps = n.eps;
-    return absl::OkStatus();
-  }
-  kernels::cuda::RmsNormParams norm;
-  norm.x = p->x;
-  norm.weight = n.norm_weight;
-  norm.y = n.normed;
-  norm.rows = p->m;
-  norm.n = p->k;
-  norm.eps = n.eps;
-  p->x = n.normed;
-  return kernels::cuda::RmsNorm(norm, context);
-}
-
 LinearParams MakeLinear(const __nv_bfloat16* x, const __nv_bfloat16* w, __nv_bfloat16* y, int m, uint32_t n, uint32_t k,
                         const Buffers& buffers, bool invariant) {
   LinearParams p;
@@ -120,6 +96,50 @@ LinearParams MakeLinear(const __nv_bfloat16* x, const __nv_bfloat16* w, __nv_bfl
 
 }  // namespace
 
+// The norm before a product, inside it where that is chosen.
+absl::Status Forward::Normed(const __nv_bfloat16* weight, LinearParams* p, const LaunchContext& context) const {
+  if (!options_.step.batch_invariant && p->m <= options_.fuse_norm_rows) {
+    p->norm_weight = weight;
+    p->norm_eps = config_.rms_norm_eps;
+    return absl::OkStatus();
+  }
+  kernels::cuda::RmsNormParams norm;
+  norm.x = p->x;
+  norm.weight = weight;
+  norm.y = buffers_.normed;
+  norm.rows = p->m;
+  norm.n = p->k;
+  norm.eps = config_.rms_norm_eps;
+  p->x = buffers_.normed;
+  return (options_.skip & kSkipNorm) != 0 ? absl::OkStatus() : kernels::cuda::RmsNorm(norm, context);
+}
+
+absl::Status Forward::Linear(const LinearParams& p, uint32_t part, const LaunchContext& context) const {
+  return (options_.skip & part) != 0 ? absl::OkStatus() : kernels::cuda::Linear(p, context);
+}
+
+// Few rows over short contexts: attention leaves the memory idle.
+bool Forward::Prefetches(const StepShape& shape) const {
+  constexpr int kMostRows = 16;
+  return options_.prefetch_bytes > 0 && shape.chunks == 0 && shape.decodes <= kMostRows;
+}
+
+// What follows attention: O, then gate and up. Forked beside attention, joined at the end of the step.
+absl::Status Forward::Prefetch(const Pass& pass, uint32_t layer) const {
+  const DeviceLayer& w = weights_.layers[layer];
+  const auto check = [](cudaError_t error) { return kernels::cuda::ToStatus(error, "forking a prefetch"); };
+  AS_RETURN_IF_ERROR(check(cudaEventRecord(fork_, pass.context.stream)));
+  AS_RETURN_IF_ERROR(check(cudaStreamWaitEvent(side_, fork_, 0)));
+  const size_t o = size_t{config_.hidden_size} * config_.q_size() * 2;
+  const size_t gate_up = size_t{2} * config_.intermediate_size * config_.hidden_size * 2;
+  LaunchContext context = pass.context;
+  context.stream = side_;
+  context.pdl = false;
+  const size_t first = std::min(o, options_.prefetch_bytes);
+  return PrefetchToL2(reinterpret_cast<const std::byte*>(w.o), first, reinterpret_cast<const std::byte*>(w.gate_up),
+                      std::min(gate_up, options_.prefetch_bytes - first), context);
+}
+
 absl::Status Forward::Qkv(const Pass& pass, uint32_t layer) const {
   const DeviceLayer& w = weights_.layers[layer];
   const bool invariant = options_.step.batch_invariant;
@@ -132,15 +152,15 @@ absl::Status Forward::Qkv(const Pass& pass, uint32_t layer) const {
   p.qkv.positions = pass.arrays.positions;
   p.qkv.slots = pass.arrays.slots;
   p.qkv.q_heads = static_cast<int>(config_.num_heads);
-  AS_RETURN_IF_ERROR(NormAnd({w.input_norm, buffers_.normed, config_.rms_norm_eps, options_.fuse_norm && !invariant},
-                             &p, pass.context));
-  return kernels::cuda::Linear(p, pass.context);
+  AS_RETURN_IF_ERROR(Normed(w.input_norm, &p, pass.context));
+  return Linear(p, kSkipQkv, pass.context);
 }
 
 absl::Status Forward::Attend(const Pass& pass, uint32_t layer) const {
   const StepShape& s = pass.shape;
   const StepArrays& a = pass.arrays;
   const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+  if ((options_.skip & kSkipAttention) != 0) return absl::OkStatus();
   if (s.decodes > 0) {
     kernels::cuda::DecodeAttentionParams p;
     p.q = buffers_.q;
@@ -191,16 +211,15 @@ absl::Status Forward::OutputAndMlp(const Pass& pass, uint32_t layer) const {
   LinearParams o = MakeLinear(pass.attention, w.o, pass.hidden, pass.rows, h, config_.q_size(), buffers_, invariant);
   o.epilogue = LinearEpilogue::kResidual;
   o.residual = pass.hidden;
-  AS_RETURN_IF_ERROR(kernels::cuda::Linear(o, pass.context));
+  AS_RETURN_IF_ERROR(Linear(o, kSkipO, pass.context));
   LinearParams up = MakeLinear(pass.hidden, w.gate_up, buffers_.ffn, pass.rows, 2 * f, h, buffers_, invariant);
   up.epilogue = LinearEpilogue::kSwiglu;
-  AS_RETURN_IF_ERROR(NormAnd({w.post_norm, buffers_.normed, config_.rms_norm_eps, options_.fuse_norm && !invariant},
-                             &up, pass.context));
-  AS_RETURN_IF_ERROR(kernels::cuda::Linear(up, pass.context));
+  AS_RETURN_IF_ERROR(Normed(w.post_norm, &up, pass.context));
+  AS_RETURN_IF_ERROR(Linear(up, kSkipGateUp, pass.context));
   LinearParams down = MakeLinear(buffers_.ffn, w.down, pass.hidden, pass.rows, h, f, buffers_, invariant);
   down.epilogue = LinearEpilogue::kResidual;
   down.residual = pass.hidden;
-  return kernels::cuda::Linear(down, pass.context);
+  return Linear(down, kSkipDown, pass.context);
 }
 
 absl::Status Forward::Head(const Pass& pass, const HeadOutput& head) const {
@@ -210,15 +229,15 @@ absl::Status Forward::Head(const Pass& pass, const HeadOutput& head) const {
                         config_.vocab_size, config_.hidden_size, buffers_, invariant);
   p.argmax = head.tokens;
   p.best = head.best;
-  AS_RETURN_IF_ERROR(
-      NormAnd({weights_.final_norm, buffers_.normed, config_.rms_norm_eps, options_.fuse_norm && !invariant}, &p.linear,
-              pass.context));
+  if ((options_.skip & kSkipHead) != 0) return absl::OkStatus();
+  AS_RETURN_IF_ERROR(Normed(weights_.final_norm, &p.linear, pass.context));
   return kernels::cuda::LmHead(p, pass.context);
 }
 
 absl::Status Forward::Launch(const StepShape& shape, const StepArrays& arrays, int tiles, const int32_t* sampled,
                              const HeadOutput& head, const std::function<absl::Status(uint32_t)>& after_kv,
                              const LaunchContext& context) const {
+  const bool prefetches = Prefetches(shape);
   Pass pass{shape, arrays, tiles, context, shape.rows(), buffers_.attention, buffers_.hidden};
   kernels::cuda::EmbeddingParams e;
   e.table = weights_.embedding;
@@ -234,6 +253,7 @@ absl::Status Forward::Launch(const StepShape& shape, const StepArrays& arrays, i
     if (after_kv) AS_RETURN_IF_ERROR(after_kv(layer));
     const bool last = layer + 1 == config_.num_layers;
     if (last && shape.samples == 0) return absl::OkStatus();
+    if (prefetches) AS_RETURN_IF_ERROR(Prefetch(pass, layer));
     AS_RETURN_IF_ERROR(Attend(pass, layer));
     if (last && !shape.all_sample()) {  // all KV is written: only the rows whose logits are wanted go on
       const int q = static_cast<int>(config_.q_size()), h = static_cast<int>(config_.hidden_size);
@@ -246,6 +266,10 @@ absl::Status Forward::Launch(const StepShape& shape, const StepArrays& arrays, i
       pass.hidden = buffers_.last_hidden;
     }
     AS_RETURN_IF_ERROR(OutputAndMlp(pass, layer));
+  }
+  if (prefetches) {  // a captured step must end in one stream
+    AS_RETURN_IF_ERROR(kernels::cuda::ToStatus(cudaEventRecord(fork_, side_), "joining a prefetch"));
+    AS_RETURN_IF_ERROR(kernels::cuda::ToStatus(cudaStreamWaitEvent(context.stream, fork_, 0), "joining a prefetch"));
   }
   return Head(pass, head);
 }

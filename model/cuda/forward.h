@@ -10,6 +10,7 @@
 #include "engine/kv_layout.h"
 #include "kernels/attention/paged_kv.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/gemm/linear_cuda.h"
 #include "model/config.h"
 #include "model/cuda/device.h"
 #include "model/cuda/device_weights.h"
@@ -44,10 +45,25 @@ inline constexpr int kBuckets[] = {1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 
 // The smallest bucket for `rows`, or `rows` if it is beyond all.
 int BucketOf(int rows);
 
+// Parts of a step that a measurement leaves out, to place time by differences (the results are then wrong).
+enum SkipPart : uint32_t {
+  kSkipNorm = 1,
+  kSkipQkv = 2,
+  kSkipAttention = 4,
+  kSkipO = 8,
+  kSkipGateUp = 16,
+  kSkipDown = 32,
+  kSkipHead = 64,
+};
+
 struct ForwardOptions {
   StepOptions step;
-  // RMSNorm inside the following product where there are few rows.
-  bool fuse_norm = true;
+  // RMSNorm inside the following product for at most this many rows (never in the batch-invariant mode).
+  int fuse_norm_rows = kernels::cuda::kMaxFusedNormRows;
+  // Bytes of the weights after attention that are brought to the L2 while attention, which reads little, runs; for
+  // steps of few rows. 0: none.
+  size_t prefetch_bytes = 0;
+  uint32_t skip = 0;  // SkipPart
 };
 
 // Where the LM head's choice goes. `tokens` null: logits only.
@@ -59,9 +75,16 @@ struct HeadOutput {
 
 class Forward {
  public:
+  // `side` and `fork` are for prefetches: a stream that runs beside, and an event to fork and join it.
   Forward(const ModelConfig& config, const DeviceWeights& weights, const engine::KvPoolView& pool,
-          const Buffers& buffers, const ForwardOptions& options)
-      : config_(config), weights_(weights), pool_(pool), buffers_(buffers), options_(options) {}
+          const Buffers& buffers, const ForwardOptions& options, cudaStream_t side, cudaEvent_t fork)
+      : config_(config),
+        weights_(weights),
+        pool_(pool),
+        buffers_(buffers),
+        options_(options),
+        side_(side),
+        fork_(fork) {}
 
   // Launches the step. `arrays` are device pointers; `tiles` of the prefill plan are in use. `sampled`: tokens of the
   // step before, may be null. `after_kv(layer)` is called once all of the layer's KV writes are in the stream; may be
@@ -72,6 +95,12 @@ class Forward {
 
  private:
   struct Pass;  // one step being launched
+  absl::Status Normed(const __nv_bfloat16* weight, kernels::cuda::LinearParams* p,
+                      const kernels::cuda::LaunchContext& context) const;
+  absl::Status Linear(const kernels::cuda::LinearParams& p, uint32_t part,
+                      const kernels::cuda::LaunchContext& context) const;
+  bool Prefetches(const StepShape& shape) const;
+  absl::Status Prefetch(const Pass& pass, uint32_t layer) const;
   absl::Status Qkv(const Pass& pass, uint32_t layer) const;
   absl::Status Attend(const Pass& pass, uint32_t layer) const;
   absl::Status OutputAndMlp(const Pass& pass, uint32_t layer) const;
@@ -83,6 +112,8 @@ class Forward {
   const engine::KvPoolView pool_;
   const Buffers buffers_;
   const ForwardOptions options_;
+  const cudaStream_t side_;
+  const cudaEvent_t fork_;
 };
 
 }  // namespace agentserve::model::cuda

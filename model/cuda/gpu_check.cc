@@ -125,14 +125,15 @@ absl::Status Dump(const std::string& path, const std::vector<CheckSequence>& all
   return std::fclose(file) == 0 && !bad ? absl::OkStatus() : absl::UnavailableError(StrCat(path, ": cannot write"));
 }
 
-// Prompts one by one, then all decode together with two steps in flight, tokens passed on the device.
-absl::Status GeneratePipelined(CheckBatch& batch, CudaExecutor& executor, const ForcedOptions& o) {
+}  // namespace
+
+absl::Status GeneratePipelined(CheckBatch& batch, CudaExecutor& executor, uint32_t steps, uint32_t chunk) {
   std::vector<CheckSequence>& all = batch.sequences();
   StepPlan plan;
   StepOutput out;
   for (CheckSequence& s : all) {
-    for (uint32_t at = 0; at < s.prompt; at += o.chunk) {
-      const uint32_t n = std::min(o.chunk, s.prompt - at);
+    for (uint32_t at = 0; at < s.prompt; at += chunk) {
+      const uint32_t n = std::min(chunk, s.prompt - at);
       plan.slices = {batch.Slice(s, at, n, at + n == s.prompt)};
       AS_RETURN_IF_ERROR(executor.Run(plan, nullptr, &out));
     }
@@ -152,7 +153,7 @@ absl::Status GeneratePipelined(CheckBatch& batch, CudaExecutor& executor, const 
     }
     return absl::OkStatus();
   };
-  for (uint32_t step = 1; step < o.steps; ++step) {
+  for (uint32_t step = 1; step < steps; ++step) {
     plan.slices.clear();
     for (CheckSequence& s : all) {
       if (step > 1) s.tokens.push_back(0);
@@ -163,10 +164,8 @@ absl::Status GeneratePipelined(CheckBatch& batch, CudaExecutor& executor, const 
     AS_RETURN_IF_ERROR(executor.Launch(plan));
     if (step > 1) AS_RETURN_IF_ERROR(collect());
   }
-  return o.steps > 1 ? collect() : absl::OkStatus();
+  return steps > 1 ? collect() : absl::OkStatus();
 }
-
-}  // namespace
 
 absl::Status RunForced(CudaModel& with_logits, CudaModel& serving, const ForcedOptions& o) {
   const uint32_t vocab = with_logits.config().vocab_size;
@@ -178,7 +177,7 @@ absl::Status RunForced(CudaModel& with_logits, CudaModel& serving, const ForcedO
   executor.reset();
   AS_ASSIGN_OR_RETURN(auto again, CheckBatch::Create(serving, o.prompts, o.steps, o.block_tokens, o.seed));
   AS_ASSIGN_OR_RETURN(auto fast, serving.CreateCudaExecutor(again->pool()));
-  AS_RETURN_IF_ERROR(GeneratePipelined(*again, *fast, o));
+  AS_RETURN_IF_ERROR(GeneratePipelined(*again, *fast, o.steps, o.chunk));
   size_t positions = 0, equal_prefix = 0, same = 0;
   for (size_t i = 0; i < o.prompts.size(); ++i) {
     const CheckSequence &a = batch->sequences()[i], &b = again->sequences()[i];
@@ -199,7 +198,12 @@ double Median(std::vector<double> v) {
   return v.empty() ? 0 : v[v.size() / 2];
 }
 
-absl::Status BenchDecode(CudaModel& model, const BenchOptions& o, uint32_t rows, uint32_t context) {
+struct DecodeTimes {
+  double wall_ms = 0, gpu_ms = 0, launch_ms = 0, floor_ms = 0;  // medians; floor: bytes at 4.53 TB/s
+};
+
+absl::StatusOr<DecodeTimes> TimeDecode(CudaModel& model, const BenchOptions& o, uint32_t rows, uint32_t context) {
+  constexpr uint32_t kWarmUp = 6;  // the first ones load kernels and capture
   AS_ASSIGN_OR_RETURN(auto batch,
                       CheckBatch::Create(model, std::vector<uint32_t>(rows, context), o.steps + 2, o.block_tokens, 1));
   AS_RETURN_IF_ERROR(batch->FillPool());
@@ -223,7 +227,7 @@ absl::Status BenchDecode(CudaModel& model, const BenchOptions& o, uint32_t rows,
     if (step == 0) continue;
     AS_RETURN_IF_ERROR(executor->Wait(&out));
     const base::TimeNs now = clock.Now();
-    if (step > 6) {  // the first ones load and capture
+    if (step > kWarmUp) {
       wall.push_back(base::ToMs(now - last));
       gpu.push_back(executor->last_gpu_ms());
     }
@@ -231,11 +235,18 @@ absl::Status BenchDecode(CudaModel& model, const BenchOptions& o, uint32_t rows,
   }
   AS_RETURN_IF_ERROR(executor->Wait(&out));
   const double kv = static_cast<double>(batch->pool().layout.BytesPerToken()) * context * rows;
-  const double bytes = static_cast<double>(model.weight_bytes()) + kv;
-  const double floor_ms = bytes / 4.53e9;
-  std::printf(
-      "decode B=%-4u ctx=%-6u step %.4f ms (wall median), gpu %.4f ms, launch call %.4f ms; floor %.4f ms, %.1f %%\n",
-      rows, context, Median(wall), Median(gpu), Median(launch), floor_ms, 100 * floor_ms / Median(wall));
+  DecodeTimes t;
+  t.wall_ms = Median(wall);
+  t.gpu_ms = Median(gpu);
+  t.launch_ms = Median(launch);
+  t.floor_ms = (static_cast<double>(model.weight_bytes()) + kv) / 4.53e9;
+  return t;
+}
+
+absl::Status BenchDecode(CudaModel& model, const BenchOptions& o, uint32_t rows, uint32_t context) {
+  AS_ASSIGN_OR_RETURN(const DecodeTimes t, TimeDecode(model, o, rows, context));
+  std::printf("decode B=%-4u ctx=%-6u step %.4f ms (wall), gpu %.4f, launch call %.4f; floor %.4f, %.1f %%\n", rows,
+              context, t.wall_ms, t.gpu_ms, t.launch_ms, t.floor_ms, 100 * t.floor_ms / t.wall_ms);
   std::fflush(stdout);
   return absl::OkStatus();
 }
@@ -274,6 +285,43 @@ absl::Status RunBench(CudaModel& model, const BenchOptions& o) {
     for (const uint32_t rows : o.batches) AS_RETURN_IF_ERROR(BenchDecode(model, o, rows, context));
   }
   for (const uint32_t tokens : o.prefills) AS_RETURN_IF_ERROR(BenchPrefill(model, o, tokens));
+  return absl::OkStatus();
+}
+
+absl::Status RunParts(CudaModel& model, const BenchOptions& o, const CudaOptions& base) {
+  struct Variant {
+    const char* name;
+    CudaOptions options;
+  };
+  std::vector<Variant> variants;
+  const auto add = [&](const char* name, auto change) {
+    CudaOptions c = base;
+    change(&c);
+    variants.push_back({name, c});
+  };
+  add("as served", [](CudaOptions*) {});
+  add("no PDL", [](CudaOptions* c) { c->pdl = false; });
+  add("norms apart", [](CudaOptions* c) { c->fuse_norm_rows = 0; });
+  add("prefetch 8 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{8} << 20; });
+  add("prefetch 16 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{16} << 20; });
+  add("prefetch 32 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{32} << 20; });
+  constexpr const char* kNames[] = {"without norms",   "without qkv",  "without attention", "without o",
+                                    "without gate-up", "without down", "without head"};
+  for (uint32_t i = 0; i < std::size(kNames); ++i) add(kNames[i], [i](CudaOptions* c) { c->skip = 1u << i; });
+  for (const uint32_t context : o.contexts) {
+    for (const uint32_t rows : o.batches) {
+      double served = 0;
+      for (const Variant& v : variants) {
+        model.set_cuda_options(v.options);
+        AS_ASSIGN_OR_RETURN(const DecodeTimes t, TimeDecode(model, o, rows, context));
+        if (served == 0) served = t.gpu_ms;
+        std::printf("B=%-4u ctx=%-6u %-18s %.4f ms  %+.1f us\n", rows, context, v.name, t.gpu_ms,
+                    1e3 * (t.gpu_ms - served));
+      }
+      std::fflush(stdout);
+    }
+  }
+  model.set_cuda_options(base);
   return absl::OkStatus();
 }
 

@@ -41,6 +41,10 @@ class CheckBatch {
   engine::SamplingParams sampling_;
 };
 
+// Prompts one by one in chunks, then `steps` tokens for each: all decode together, two steps in flight, tokens passed
+// on the device.
+absl::Status GeneratePipelined(CheckBatch& batch, CudaExecutor& executor, uint32_t steps, uint32_t chunk);
+
 struct ForcedOptions {
   std::vector<uint32_t> prompts;
   uint32_t steps = 64;
@@ -60,5 +64,7 @@ struct BenchOptions {
   uint32_t chunk = 8192;
 };
 absl::Status RunBench(CudaModel& model, const BenchOptions& options);
+// Decode steps with one switch changed or one part left out at a time, to place their time.
+absl::Status RunParts(CudaModel& model, const BenchOptions& options, const CudaOptions& base);
 
 }  // namespace agentserve::model::cuda

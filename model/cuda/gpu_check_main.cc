@@ -15,7 +15,8 @@ using namespace agentserve;
 struct Flags {
   std::string model, random, mode = "bench", prompts, batches = "1,64,256", contexts = "1024,8192", prefills, dump;
   int device = 0, steps = 64, chunk = 512, block_tokens = 16, threads = 0, layers = 0, seed = 1;
-  bool invariant = false, graphs = true, pdl = true, fuse_norm = true;
+  int fuse_norm_rows = model::cuda::CudaOptions().fuse_norm_rows, prefetch_kib = 0, prefill_chunk = 8192;
+  bool invariant = false, graphs = true, pdl = true;
 };
 
 int Fail(const absl::Status& status, int code) {
@@ -42,7 +43,8 @@ void AddFlags(base::FlagSet* set, Flags* f) {
   set->Add("model", &f->model, "Hugging Face model folder");
   set->Add("random", &f->random, "1b, 3b or tiny: random weights of that shape instead of a folder");
   set->Add("layers", &f->layers, "with --random: this many layers; 0 = the shape's");
-  set->Add("mode", &f->mode, "bench: times; forced: generates greedily and dumps logits");
+  set->Add("mode", &f->mode,
+           "bench: times; parts: times with one part left out; forced: generates greedily and dumps logits");
   set->Add("device", &f->device, "CUDA device");
   set->Add("prompts", &f->prompts, "forced: prompt lengths, comma-separated");
   set->Add("steps", &f->steps, "decode steps");
@@ -50,6 +52,7 @@ void AddFlags(base::FlagSet* set, Flags* f) {
   set->Add("batches", &f->batches, "bench: sequences decoded together, comma-separated");
   set->Add("contexts", &f->contexts, "bench: tokens before the first decode, comma-separated");
   set->Add("prefills", &f->prefills, "bench: prompt lengths, comma-separated");
+  set->Add("prefill-chunk", &f->prefill_chunk, "bench: tokens a step of the prefills");
   set->Add("dump", &f->dump, "forced: file for tokens and logits");
   set->Add("block-tokens", &f->block_tokens, "tokens per KV block");
   set->Add("threads", &f->threads, "loading threads; 0 = all CPUs");
@@ -57,18 +60,25 @@ void AddFlags(base::FlagSet* set, Flags* f) {
   set->Add("batch-invariant", &f->invariant, "the batch-invariant mode");
   set->Add("graphs", &f->graphs, "capture decode steps");
   set->Add("pdl", &f->pdl, "programmatic dependent launch");
-  set->Add("fuse-norm", &f->fuse_norm, "RMSNorm inside products of few rows");
+  set->Add("fuse-norm-rows", &f->fuse_norm_rows, "RMSNorm inside products of at most this many rows");
+  set->Add("prefetch-kib", &f->prefetch_kib, "weights brought to the L2 beside attention");
+}
+
+model::cuda::CudaOptions CudaOptionsOf(const Flags& f, bool keep_logits) {
+  model::cuda::CudaOptions cuda;
+  cuda.graphs = f.graphs && !keep_logits;
+  cuda.pdl = f.pdl;
+  cuda.fuse_norm_rows = f.fuse_norm_rows;
+  cuda.prefetch_bytes = static_cast<size_t>(f.prefetch_kib) << 10;
+  cuda.keep_logits = keep_logits;
+  return cuda;
 }
 
 absl::StatusOr<std::unique_ptr<model::cuda::CudaModel>> Load(const Flags& f, bool keep_logits) {
   model::LoadOptions load;
   load.threads = f.threads;
   load.batch_invariant = f.invariant;
-  model::cuda::CudaOptions cuda;
-  cuda.graphs = f.graphs && !keep_logits;
-  cuda.pdl = f.pdl;
-  cuda.fuse_norm = f.fuse_norm;
-  cuda.keep_logits = keep_logits;
+  const model::cuda::CudaOptions cuda = CudaOptionsOf(f, keep_logits);
   if (f.random.empty()) return model::cuda::CudaModel::Load(f.model, load, f.device, cuda);
   absl::StatusOr<model::ModelConfig> config = model::NamedShape(f.random);
   if (!config.ok()) return config.status();
@@ -110,7 +120,9 @@ int main(int argc, char** argv) {
     o.prefills = Numbers(f.prefills);
     o.steps = static_cast<uint32_t>(f.steps);
     o.block_tokens = static_cast<uint32_t>(f.block_tokens);
-    status = model::cuda::RunBench(**serving, o);
+    o.chunk = static_cast<uint32_t>(f.prefill_chunk);
+    status = f.mode == "parts" ? model::cuda::RunParts(**serving, o, CudaOptionsOf(f, false))
+                               : model::cuda::RunBench(**serving, o);
   }
   return status.ok() ? base::kExitOk : Fail(status, base::kExitFailure);
 }

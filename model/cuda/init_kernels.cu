@@ -43,6 +43,24 @@ __global__ void RandomKernel(__nv_bfloat16* out, size_t n, float scale, float sh
   }
 }
 
+constexpr size_t kPrefetchBytes = 4096;  // of one instruction
+
+__global__ void PrefetchKernel(const std::byte* first, size_t first_bytes, const std::byte* second,
+                               size_t second_bytes) {
+  const size_t pieces_first = (first_bytes + kPrefetchBytes - 1) / kPrefetchBytes;
+  const size_t pieces = pieces_first + (second_bytes + kPrefetchBytes - 1) / kPrefetchBytes;
+  const size_t stride = size_t{gridDim.x} * blockDim.x;
+  // Neighbouring blocks take neighbouring pieces, so that the front moves evenly over all channels.
+  for (size_t i = size_t{threadIdx.x} * gridDim.x + blockIdx.x; i < pieces; i += stride) {
+    const bool in_first = i < pieces_first;
+    const size_t at = (in_first ? i : i - pieces_first) * kPrefetchBytes;
+    const size_t left = (in_first ? first_bytes : second_bytes) - at;
+    const uint32_t bytes = static_cast<uint32_t>(left < kPrefetchBytes ? left : kPrefetchBytes);
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"((in_first ? first : second) + at), "r"(bytes)
+                 : "memory");
+  }
+}
+
 constexpr int kReadThreads = 512, kReadUnroll = 8;
 
 // Two blocks per SM, 8 loads of 16 bytes in flight per thread.
@@ -80,6 +98,15 @@ absl::Status FillRandom(__nv_bfloat16* out, size_t n, float scale, float shift, 
   return kernels::cuda::ToStatus(
       kernels::cuda::Launch(context, RandomKernel, grid, dim3(kThreads), 0, 1, out, n, scale, shift, seed),
       "random weights");
+}
+
+absl::Status PrefetchToL2(const std::byte* first, size_t first_bytes, const std::byte* second, size_t second_bytes,
+                          const LaunchContext& context) {
+  constexpr int kPrefetchThreads = 32;
+  return kernels::cuda::ToStatus(
+      kernels::cuda::Launch(context, PrefetchKernel, dim3(static_cast<unsigned>(context.num_sms)),
+                            dim3(kPrefetchThreads), 0, 1, first, first_bytes, second, second_bytes),
+      "prefetch");
 }
 
 absl::Status ReadAll(const std::byte* from, size_t n, uint32_t* sink, const LaunchContext& context) {

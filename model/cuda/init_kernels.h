@@ -1,4 +1,5 @@
-// Kernels that run once, when a model is made ready: tables and synthetic weights.
+// Kernels beside the operators: tables and synthetic weights made when a model is made ready, prefetches, and a
+// yardstick of reading.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -19,6 +20,10 @@ absl::Status FillRopeTable(const float* frequencies, uint32_t half, uint32_t pos
 // Uniform values in [shift - scale / 2, shift + scale / 2), a function of `seed` and the index only.
 absl::Status FillRandom(__nv_bfloat16* out, size_t n, float scale, float shift, uint64_t seed,
                         const kernels::cuda::LaunchContext& context);
+
+// Asks for two ranges (multiples of 16 bytes) to be brought to the L2 and returns at once; changes nothing else.
+absl::Status PrefetchToL2(const std::byte* first, size_t first_bytes, const std::byte* second, size_t second_bytes,
+                          const kernels::cuda::LaunchContext& context);
 
 // Reads n bytes (a multiple of 16) once with plain 16-byte loads, as fast as this GPU does: the yardstick of decode
 // steps. `sink` is one word that is practically never written.

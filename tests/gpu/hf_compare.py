@@ -28,6 +28,10 @@ SHAPES = {
 }
 
 
+# Standard deviation of a matrix, in 1 / sqrt(fan-in).
+GAINS = {"embed": 3.0, "q_proj": 2.0, "o_proj": 0.1, "down_proj": 0.06}
+
+
 def config_of(args):
     from transformers import LlamaConfig
     shape = dict(num_key_value_heads=8, vocab_size=128256)
@@ -44,7 +48,9 @@ def config_of(args):
 
 
 def make_model(args):
-    """A bf16 model with logits of standard deviation 3 or so, and attention that prefers some positions."""
+    """A bf16 model with logits of standard deviation 3 or so, attention that prefers some positions, and layers that add
+    about as much to the residual stream as the embedding holds, so that roundings are not amplified from layer to layer
+    (plain random weights are chaotic: there transformers' bf16 is 24 % off its own fp32)."""
     import torch
     from transformers import LlamaForCausalLM
     torch.manual_seed(args.seed)
@@ -57,7 +63,7 @@ def make_model(args):
             if p.dim() == 1:
                 p.uniform_(0.5, 1.5)
             else:
-                gain = 3.0 if "embed" in name or "q_proj" in name else 1.0
+                gain = next((g for part, g in GAINS.items() if part in name), 1.0)
                 p.normal_(0.0, gain / p.shape[1] ** 0.5)
     return model
 
@@ -117,7 +123,7 @@ def compare(args, model, dump):
     import torch
     sequences, ours_all = read_dump(dump)
     scores = [Score("ours vs HF bf16"), Score("HF bf16 vs fp32"), Score("ours vs fp32")]
-    equal = ties = 0
+    equal = ties = noise = 0
     wrong = []
     reference = None if args.no_fp32 else make_model(args).float()
     if reference is not None:
@@ -136,21 +142,29 @@ def compare(args, model, dump):
         if not bool((ours.argmax(-1) == chosen).all()):
             wrong.append(f"sequence {index}: a chosen token is not the argmax of its own logits")
         equal += int((best.indices == chosen).sum())
-        ties += int(((best.indices != chosen) & (behind <= 3)).sum())
-        for i in torch.nonzero(behind > 3).flatten().tolist()[:3]:
+        tie = (best.indices != chosen) & (behind <= 3)
+        ties += int(tie.sum())
+        # Otherwise the gap must be within what bf16 costs transformers itself at that position: twice its largest
+        # distance from fp32 (two logits move).
+        gap = best.values - theirs.gather(1, chosen[:, None])[:, 0]
+        within = torch.zeros_like(tie)
+        if reference is not None:
+            within = (best.indices != chosen) & ~tie & (gap <= 2 * (theirs - exact).abs().max(-1).values)
+        noise += int(within.sum())
+        for i in torch.nonzero((behind > 3) & ~within).flatten().tolist()[:3]:
             wrong.append(f"sequence {index} (prompt {prompt}) step {i}: {behind[i]:.1f} ulp behind")
     total = sum(len(t) - p for p, t in sequences)
     for s in scores:
         if s.n:
             print(s)
-    print(f"greedy: {equal} of {total} equal, {ties} near ties (<= 3 ulp), {total - equal - ties} beyond")
+    beyond = total - equal - ties - noise
+    print(f"greedy: {equal} of {total} equal, {ties} near ties (<= 3 ulp), {noise} within bf16's own error, {beyond} beyond")
     for line in wrong[:8]:
         print("   ", line)
     ok = ours_ok = np.isfinite(scores[0].relative())
     if reference is not None:
-        ours_ok = scores[2].relative() <= 1.2 * scores[1].relative()
-    # Beyond 3 ulp of one logit the two bf16 paths may still differ by their own error; only rare cases are accepted.
-    ok = ok and ours_ok and total - equal - ties <= max(1, total // 100)
+        ours_ok = scores[2].relative() <= 1.2 * scores[1].relative() and scores[2].kl <= 1.2 * scores[1].kl
+    ok = ok and ours_ok and beyond == 0
     print("PASS" if ok else "FAIL")
     return ok
 

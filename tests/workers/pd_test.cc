@@ -10,6 +10,7 @@
 #include "base/rng.h"
 #include "base/strings.h"
 #include "decode_worker/worker.h"
+#include "kvstore/transport/device_memory.h"
 #include "model/generate.h"
 #include "model/model.h"
 #include "model/random_model.h"
@@ -18,6 +19,12 @@
 
 namespace agentserve {
 namespace {
+
+// "cpu" or, in the test's second run, "cuda".
+std::string TestDevice() {
+  const char* device = std::getenv("AGENTSERVE_TEST_DEVICE");
+  return device == nullptr ? "cpu" : device;
+}
 
 // One model for all tests.
 class Fixture {
@@ -31,6 +38,8 @@ class Fixture {
     EXPECT_TRUE(written.ok()) << written;
     model::LoadOptions load;
     load.threads = 1;
+    load.device = TestDevice();
+    load.batch_invariant = true;
     auto loaded = model::LoadModel(dir_, load);
     EXPECT_TRUE(loaded.ok()) << loaded.status();
     model_ = *std::move(loaded);
@@ -38,14 +47,9 @@ class Fixture {
   ~Fixture() { std::filesystem::remove_all(dir_); }
 
   worker::ModelInfo Info(uint32_t block_tokens) const {
-    worker::ModelInfo info;
-    info.layout = model_->layout(block_tokens);
-    info.vocab_size = model_->config().vocab_size;
-    info.context_length = model_->config().max_position;
-    info.end_tokens = model_->end_tokens();
-    info.fingerprint_hex = model_->fingerprint_hex();
-    info.new_executor = [this](const engine::KvPoolView& pool) { return model_->NewExecutor(pool); };
-    return info;
+    auto info = worker::MakeModelInfo(model_, block_tokens);
+    EXPECT_TRUE(info.ok()) << info.status();
+    return *std::move(info);
   }
   std::vector<uint32_t> Reference(const TestRequest& r) {
     const engine::SamplingParams sampling = worker::FromWire(r.sampling, 0);
@@ -60,7 +64,7 @@ class Fixture {
 
  private:
   std::string dir_;
-  std::unique_ptr<model::Model> model_;
+  std::shared_ptr<model::Model> model_;
 };
 
 Fixture& TheFixture() {
@@ -185,7 +189,20 @@ TEST(Workers, StreamedPullsEqualReference) {
   EXPECT_TRUE(pair.router->WaitIdle());
 }
 
+TEST(Workers, StagedPullsEqualReference) {
+  if (TestDevice() == "cpu") GTEST_SKIP() << "staging is between GPUs";
+  worker::NodeOptions options;
+  options.kv_transport = "staged";
+  Pair pair(options);
+  EXPECT_EQ(pair.peer.transport(), "staged") << pair.peer.problem();
+  auto requests = RandomRequests(11, 24, 0.8);
+  RunAndCompare(pair.router.get(), &requests);
+  EXPECT_GT(CountTransport(requests, "staged"), 10u);
+  EXPECT_TRUE(pair.router->WaitIdle());
+}
+
 TEST(Workers, SmallBlocksChunksAndPoolsEqualReference) {
+  if (TestDevice() != "cpu") GTEST_SKIP() << "blocks of 4 tokens are for the CPU";
   worker::NodeOptions options;
   options.block_tokens = 4;
   options.kv_blocks = 72;  // one long sequence and a bit: preemption is certain
@@ -315,7 +332,7 @@ int RunWithFailingStep(absl::StatusCode code, TestRequest* first, TestRequest* s
   worker::ModelInfo info = TheFixture().Info(16);
   const auto make = info.new_executor;
   info.new_executor = [=](const engine::KvPoolView& pool) {
-    return std::make_unique<FaultyExecutor>(make(pool), code);
+    return std::make_unique<FaultyExecutor>(*make(pool), code);
   };
   auto node = worker::Node::Create(options, info, worker::Role::kDecode);
   EXPECT_TRUE(node.ok()) << node.status();
@@ -368,3 +385,12 @@ TEST(Workers, DrainFinishesWhatRuns) {
 
 }  // namespace
 }  // namespace agentserve
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  if (const auto device = agentserve::kvstore::ResolveDevice(agentserve::TestDevice()); !device.ok()) {
+    std::printf("SKIPPED: %s\n", std::string(device.status().message()).c_str());
+    return 77;
+  }
+  return RUN_ALL_TESTS();
+}

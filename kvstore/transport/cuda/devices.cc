@@ -32,7 +32,11 @@ std::vector<DeviceInfo> ListDevices(std::string* why_none) {
   if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
     (void)cudaGetLastError();
     count = 0;
-    if (error != cudaErrorNoDevice) why = base::StrCat("no GPU can be used: ", cudaGetErrorString(error));
+    int driver = 0;
+    if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+      why = "this machine has no GPU driver";
+    } else if (error != cudaErrorNoDevice)
+      why = base::StrCat("no GPU can be used: ", cudaGetErrorString(error));
   }
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp p;

@@ -53,9 +53,11 @@ class Server {
     std::vector<engine::SealRequest> seals;
     for (uint32_t b = first; b < first + count; ++b) {
       pool_->SetBlockEpoch(engine::BlockId(b), engine::Epoch(epoch));
-      const auto content = ContentOf(pool_->layout(), b, seed);
-      const PieceIn piece{b, 0, content.size(), content.data()};
-      AS_CHECK(pool_->memory().CopyIn({&piece, 1}).ok());
+      if (seed != 0) {
+        const auto content = ContentOf(pool_->layout(), b, seed);
+        const PieceIn piece{b, 0, content.size(), content.data()};
+        AS_CHECK(pool_->memory().CopyIn({&piece, 1}).ok());
+      }
       seals.push_back({engine::SeqId(1), engine::BlockId(b), b, tokens});
     }
     const auto digests = pool_->Digests(seals);
@@ -87,7 +89,7 @@ class Server {
     if (prefill_.joinable()) prefill_.join();
     if (ref_.tag != 0) pool_->ReleaseProgress(ref_);
     ref_ = *pool_->AcquireProgress();
-    prefill_ = std::thread([this, count, chunks, layer_us] {
+    prefill_ = std::thread([this, first, count, chunks, layer_us] {
       const uint32_t layers = pool_->layout().num_layers, block = pool_->layout().block_tokens;
       uint64_t next = NowUs() + 2000;  // the reader has set out by then
       for (uint32_t c = 0; c < chunks; ++c) {
@@ -101,13 +103,19 @@ class Server {
         pool_->StoreProgress(ref_, {end, end, 0});
       }
       end_us_ = NowUs();
+      std::vector<engine::SealRequest> seals;
+      for (uint32_t b = first + count * (chunks - 1) / chunks; b < first + count; ++b) {
+        seals.push_back({engine::SeqId(1), engine::BlockId(b), b, block});
+      }
+      AS_CHECK(pool_->Digests(seals).ok());
+      seal_us_ = NowUs() - end_us_;
     });
     return base::StrCat("ok ", ref_.slot, " ", ref_.tag);
   }
 
   std::string PrefillEnd() {
     if (prefill_.joinable()) prefill_.join();
-    return base::StrCat("ok ", end_us_);
+    return base::StrCat("ok ", end_us_, " ", seal_us_);
   }
 
  private:
@@ -115,7 +123,7 @@ class Server {
   std::unique_ptr<PoolExporter> exporter_;
   std::thread prefill_;
   ProgressRef ref_;
-  uint64_t end_us_ = 0;
+  uint64_t end_us_ = 0, seal_us_ = 0;
 };
 
 }  // namespace
@@ -242,6 +250,11 @@ ProgressRef OwnerProcess::Prefill(uint32_t first, uint32_t count, uint32_t chunk
   return ref;
 }
 
-uint64_t OwnerProcess::PrefillEnd() { return std::stoull(Ask("end")); }
+std::pair<uint64_t, uint64_t> OwnerProcess::PrefillEnd() {
+  std::istringstream in(Ask("end"));
+  std::pair<uint64_t, uint64_t> out;
+  in >> out.first >> out.second;
+  return out;
+}
 
 }  // namespace agentserve::kvstore::cuda

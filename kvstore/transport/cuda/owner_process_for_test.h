@@ -29,15 +29,16 @@ class OwnerProcess {
   OwnerProcess(const OwnerProcess&) = delete;
 
   const PeerEndpoint& endpoint() const { return endpoint_; }
-  // Fills blocks [first, first + count) with random content of `seed`, seals them at `epoch`.
+  // Fills blocks [first, first + count) with random content of `seed` (0: leaves what is there), seals them at `epoch`.
   std::vector<BlockRef> Write(uint32_t first, uint32_t count, uint32_t epoch, uint64_t seed, uint32_t tokens);
   // Flips one byte of a block after its seal.
   void Corrupt(uint32_t block, size_t offset);
   // Pretends a prefill of blocks [first, first + count) in `chunks` chunks of layers that take `layer_us` each, all of
   // it already written; answers at once, runs beside.
   ProgressRef Prefill(uint32_t first, uint32_t count, uint32_t chunks, uint32_t layer_us);
-  // Microseconds of CLOCK_MONOTONIC at which the last Prefill stored its last word.
-  uint64_t PrefillEnd();
+  // Waits for the last Prefill. Microseconds of the steady clock at which it stored its last word, and how long it then
+  // took for the digests of its last chunk.
+  std::pair<uint64_t, uint64_t> PrefillEnd();
   // SIGKILL.
   void Kill();
 
