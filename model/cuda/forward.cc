@@ -185,7 +185,7 @@ absl::Status Forward::Attend(const Pass& pass, uint32_t layer) const {
     p.splits = a.splits;
     p.max_units = s.decode_limits.max_units;
     p.cluster = s.decode_limits.cluster;
-    p.blocks_per_sm = s.decode_limits.blocks_per_sm;
+    p.combine_kernel = s.decode_limits.combine_kernel;
     p.workspace = buffers_.decode;
     p.workspace_bytes = buffers_.decode_bytes;
     AS_RETURN_IF_ERROR(kernels::cuda::DecodeAttention(p, pass.context));
