@@ -1,4 +1,4 @@
-// Prefill attention for Hopper: one producer warp feeds K and V tiles by TMA (one box per page), kWarpgroups consumer
+// Prefill attention for Hopper: two producer threads feed K and V tiles by TMA (one box per page), kWarpgroups consumer
 // warpgroups of 64 query rows each do S = Q K^T, softmax in registers and O += P V with P as register operand.
 //
 // Work items are (tile, head), longest tiles first, heads innermost so that the heads of a group share K and V in L2.
@@ -33,8 +33,9 @@ struct PrefillConfig {
   static constexpr bool kPingPong = kTurns;  // warpgroups issue their products in turn
   static constexpr int kParts = kPartCount;
   static constexpr int kThreads = 128 * (kWarpgroups + 1);
-  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 24 : 32;
-  static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 240 : 160;
+  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 232 : 160;
+  static_assert(kN == 128);                // divided by every page_rows
   static constexpr int kHalves = kD / 64;  // tiles are stored as halves of 64 columns, 128 bytes a row
   static constexpr int kQBytes = kM * kD * 2;
   static constexpr int kKvBytes = kN * kD * 2;
@@ -75,96 +76,123 @@ __device__ __forceinline__ PrefillItem DecodeItem(const PrefillLaunch& launch, i
   if (index >= launch.items) return item;
   const PrefillAttentionParams& p = launch.params;
   const int tile_index = index / p.q_heads;
-  const int32_t packed = Uniform(p.tiles[tile_index]);
+  const int32_t packed = p.tiles[tile_index];
   item.sequence = PrefillTileSequence(packed);
   const int offset = PrefillTileIndex(packed) * C::kM;
-  const int first = Uniform(p.cu_tokens[item.sequence]);
+  const int first = p.cu_tokens[item.sequence];
   item.head = index - tile_index * p.q_heads;
   item.kv_head = item.head / (p.q_heads / static_cast<int>(p.kv.kv_heads));
   item.row0 = first + offset;
-  item.rows = min(C::kM, Uniform(p.cu_tokens[item.sequence + 1]) - item.row0);
-  item.position = Uniform(p.starts[item.sequence]) + offset;
+  item.rows = min(C::kM, p.cu_tokens[item.sequence + 1] - item.row0);
+  item.position = p.starts[item.sequence] + offset;
   item.key_tiles = (item.position + item.rows + C::kN - 1) / C::kN;
   return item;
 }
 
-// Boxes of one K or V tile. Lane i of the warp knows the block of page i (-1 past the end: reads as zeros).
+// Walks the key tiles of one item and brings K or V of each into its ring; one thread. Straight code with the block ids
+// in registers: at 2 KB a box the rate of issue matters.
 template <typename C>
-__device__ __forceinline__ void LoadPages(const CUtensorMap& map, uint8_t* stage, uint64_t* barrier, int block, int row,
-                                          int pages, int page_bytes) {
-  for (int page = 0; page < pages; ++page) {
-    const int page_block = __shfl_sync(0xffffffffu, block, page);
-    const int page_row = __shfl_sync(0xffffffffu, row, page);
-    if (threadIdx.x % 32 == 0) {
+struct PageLoader {
+  static constexpr int kMaxPages = C::kN / 16;
+  const PrefillLaunch& launch;
+  const CUtensorMap& map;
+  uint8_t (&stages)[C::kStages][C::kKvBytes];
+  uint64_t (&full)[C::kStages];
+  uint64_t (&empty)[C::kStages];
+  RingPosition<C::kStages> at = {};
+
+  // Blocks of the pages of a tile; -1 past the end, which reads as zeros.
+  __device__ __forceinline__ void ReadBlocks(const int32_t* table, int first_page, int end_page, int pages,
+                                             int pages_per_block, int (&blocks)[kMaxPages]) {
 #pragma unroll
-      for (int half = 0; half < C::kHalves; ++half) {
-        TmaLoad3d(stage + half * (C::kN * 128) + page * page_bytes, &map, barrier, half * 64, page_row, page_block);
-      }
+    for (int i = 0; i < kMaxPages; ++i) {
+      const int page = first_page + i;
+      blocks[i] = -1;
+      if (i < pages && page < end_page) blocks[i] = table[pages_per_block == 1 ? page : page / pages_per_block];
     }
   }
-}
 
-// One warp.
+  __device__ __forceinline__ void Load(const PrefillItem& item) {
+    const PagedKv& kv = launch.params.kv;
+    const int page_rows = launch.page_rows, pages = C::kN / page_rows;
+    const int pages_per_block = launch.pages_per_block;
+    const int end_page = (item.position + item.rows + page_rows - 1) / page_rows;
+    const int32_t* table =
+        launch.params.block_tables + static_cast<int64_t>(item.sequence) * launch.params.table_stride;
+    const int head_row = item.kv_head * static_cast<int>(kv.block_tokens);
+    int blocks[kMaxPages];
+    ReadBlocks(table, 0, end_page, pages, pages_per_block, blocks);
+    for (int tile = 0; tile < item.key_tiles; ++tile) {
+      Wait(&empty[at.index], at.phase ^ 1);
+      MbarrierArriveExpect(&full[at.index], C::kKvBytes);
+      uint8_t* to = stages[at.index];
+#pragma unroll
+      for (int i = 0; i < kMaxPages; ++i) {
+        if (i >= pages) break;
+        const int row = pages_per_block == 1 ? head_row : head_row + (tile * pages + i) % pages_per_block * page_rows;
+#pragma unroll
+        for (int half = 0; half < C::kHalves; ++half) {
+          TmaLoad3d(to + half * (C::kN * 128) + i * page_rows * 128, &map, &full[at.index], half * 64, row, blocks[i]);
+        }
+      }
+      ReadBlocks(table, (tile + 1) * pages, end_page, pages, pages_per_block, blocks);
+      at.Advance();
+    }
+  }
+};
+
+// One thread: hands out the items, loads Q and K.
 template <typename C>
-__device__ __forceinline__ void Produce(const PrefillLaunch& launch, PrefillShared<C>& shared) {
-  const PrefillAttentionParams& p = launch.params;
-  const int lane = threadIdx.x % 32;
-  const int block_tokens = static_cast<int>(p.kv.block_tokens);
-  const int pages = C::kN / launch.page_rows, page_bytes = launch.page_rows * 128;
+__device__ __forceinline__ void ProduceKeys(const PrefillLaunch& launch, PrefillShared<C>& shared) {
+  PageLoader<C> loader{launch, launch.k, shared.k, shared.k_full, shared.k_empty};
   RingPosition<2> q_at;
-  RingPosition<C::kStages> at;
   int next = blockIdx.x;
   for (int round = 1;; ++round) {
     const PrefillItem item = DecodeItem<C>(launch, next);
     Wait(&shared.q_empty[q_at.index], q_at.phase ^ 1);
-    if (lane == 0) {
-      shared.items[q_at.index] = item;
-      if (item.key_tiles == 0) {
-        MbarrierArrive(&shared.q_full[q_at.index]);
-      } else {
-        MbarrierArriveExpect(&shared.q_full[q_at.index], C::kQBytes);
-#pragma unroll
-        for (int half = 0; half < C::kHalves; ++half) {
-          TmaLoad3d(shared.q[q_at.index] + half * (C::kM * 128), &launch.q, &shared.q_full[q_at.index], half * 64,
-                    item.head, item.row0);
-        }
-      }
+    shared.items[q_at.index] = item;
+    if (item.key_tiles == 0) {
+      MbarrierArrive(&shared.q_full[q_at.index]);
+      break;
     }
-    if (item.key_tiles == 0) break;
+    MbarrierArriveExpect(&shared.q_full[q_at.index], C::kQBytes);
+#pragma unroll
+    for (int half = 0; half < C::kHalves; ++half) {
+      TmaLoad3d(shared.q[q_at.index] + half * (C::kM * 128), &launch.q, &shared.q_full[q_at.index], half * 64,
+                item.head, item.row0);
+    }
     q_at.Advance();
     if (launch.counters != nullptr) {
-      if (lane == 0) next = atomicAdd(&launch.counters[0], 1) + static_cast<int>(gridDim.x);
-      next = Uniform(next);
+      next = atomicAdd(&launch.counters[0], 1) + static_cast<int>(gridDim.x);
     } else {
       // Back and forth, so that the blocks with the longest tile of one round get the shortest of the next.
       const int column = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
       next = round * static_cast<int>(gridDim.x) + column;
     }
-    const int32_t* table = p.block_tables + static_cast<int64_t>(item.sequence) * p.table_stride;
-    const int end = item.position + item.rows;
-    for (int tile = 0; tile < item.key_tiles; ++tile) {
-      const int key = tile * C::kN + lane * launch.page_rows;
-      const bool used = lane < pages && key < end;
-      const int block = used ? table[key / block_tokens] : -1;
-      const int row = item.kv_head * block_tokens + key % block_tokens;
-      Wait(&shared.k_empty[at.index], at.phase ^ 1);
-      if (lane == 0) MbarrierArriveExpect(&shared.k_full[at.index], C::kKvBytes);
-      __syncwarp();
-      LoadPages<C>(launch.k, shared.k[at.index], &shared.k_full[at.index], block, row, pages, page_bytes);
-      Wait(&shared.v_empty[at.index], at.phase ^ 1);
-      if (lane == 0) MbarrierArriveExpect(&shared.v_full[at.index], C::kKvBytes);
-      __syncwarp();
-      LoadPages<C>(launch.v, shared.v[at.index], &shared.v_full[at.index], block, row, pages, page_bytes);
-      at.Advance();
-    }
+    loader.Load(item);
   }
   // The last block to finish leaves the counters zero.
-  if (launch.counters != nullptr && lane == 0) {
+  if (launch.counters != nullptr) {
     __threadfence();
     if (atomicAdd(&launch.counters[1], 1) == static_cast<int>(gridDim.x) - 1) {
       atomicExch(&launch.counters[0], 0);
       atomicExch(&launch.counters[1], 0);
     }
+  }
+}
+
+// One thread: loads V of the items handed out.
+template <typename C>
+__device__ __forceinline__ void ProduceValues(const PrefillLaunch& launch, PrefillShared<C>& shared) {
+  PageLoader<C> loader{launch, launch.v, shared.v, shared.v_full, shared.v_empty};
+  RingPosition<2> q_at;
+  while (true) {
+    Wait(&shared.q_full[q_at.index], q_at.phase);
+    const PrefillItem item = shared.items[q_at.index];
+    if (item.key_tiles == 0) break;
+    MbarrierArrive(&shared.q_empty[q_at.index]);
+    loader.Load(item);
+    q_at.Advance();
   }
 }
 
@@ -260,7 +288,7 @@ __device__ __forceinline__ void StoreOutput(const PrefillAttentionParams& p, con
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int at = 4 * (4 * group + j) + 2 * half;
-        word[j] = PackPair(o[at] * inverse, o[at + 1] * inverse);
+        word[j] = PackBf16(o[at] * inverse, o[at + 1] * inverse);
       }
       const uint4 vector = TransposeQuad(word);
       if (row < item.rows) *reinterpret_cast<uint4*>(to + group * 32) = vector;
@@ -398,7 +426,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
     TmaPrefetchMap(&launch.v);
     for (int i = 0; i < 2; ++i) {
       MbarrierInit(&shared.q_full[i], 1);
-      MbarrierInit(&shared.q_empty[i], 4 * C::kWarpgroups);
+      MbarrierInit(&shared.q_empty[i], 4 * C::kWarpgroups + 1);  // consumer warps and the thread that loads V
     }
     for (int i = 0; i < C::kStages; ++i) {
       MbarrierInit(&shared.k_full[i], 1);
@@ -414,7 +442,8 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
   const int role = Uniform(static_cast<int>(threadIdx.x) / 128);
   if (role == 0) {
     RegistersDecrease<C::kProducerRegisters>();
-    if (threadIdx.x < 32) Produce<C>(launch, shared);
+    if (threadIdx.x == 0) ProduceKeys<C>(launch, shared);
+    if (threadIdx.x == 32) ProduceValues<C>(launch, shared);
   } else {
     RegistersIncrease<C::kConsumerRegisters>();
     const int warpgroup = role - 1;
