@@ -22,20 +22,26 @@
 
 namespace agentserve::kernels::cuda {
 
-template <int kHeadDim, int kWarpgroupCount, int kKeys, int kStageCount, int kPolynomial, bool kTurns, int kPartCount>
+// How the warpgroups take turns at the tensor cores: not at all; each issues after the one before has issued; each
+// issues when the scores of the one before are complete.
+enum class PrefillTurns { kNone, kIssue, kScores };
+
+template <int kHeadDim, int kWarpgroupCount, int kQueryStages, int kStageCount, int kPolynomial, PrefillTurns kTurnMode,
+          int kPartCount>
 struct PrefillConfig {
   static constexpr int kD = kHeadDim;
   static constexpr int kWarpgroups = kWarpgroupCount;
   static constexpr int kM = 64 * kWarpgroups;
-  static constexpr int kN = kKeys;
+  static constexpr int kN = 128;  // a multiple of every page_rows
+  static constexpr int kQStages = kQueryStages;
+  static constexpr int kItems = kQStages + 1;  // the last one's output is stored while the next one's Q is in use
   static constexpr int kStages = kStageCount;
   static constexpr int kPolyEvery = kPolynomial;
-  static constexpr bool kPingPong = kTurns;  // warpgroups issue their products in turn
+  static constexpr PrefillTurns kTurns = kTurnMode;
   static constexpr int kParts = kPartCount;
   static constexpr int kThreads = 128 * (kWarpgroups + 1);
   static constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 232 : 160;
-  static_assert(kN == 128);                // divided by every page_rows
   static constexpr int kHalves = kD / 64;  // tiles are stored as halves of 64 columns, 128 bytes a row
   static constexpr int kQBytes = kM * kD * 2;
   static constexpr int kKvBytes = kN * kD * 2;
@@ -51,11 +57,11 @@ struct PrefillItem {
 
 template <typename C>
 struct alignas(1024) PrefillShared {
-  uint8_t q[2][C::kQBytes];
+  uint8_t q[C::kQStages][C::kQBytes];
   uint8_t k[C::kStages][C::kKvBytes];
   uint8_t v[C::kStages][C::kKvBytes];
-  PrefillItem items[2];
-  uint64_t q_full[2], q_empty[2];
+  PrefillItem items[C::kItems];
+  uint64_t q_full[C::kQStages], q_empty[C::kQStages];
   uint64_t k_full[C::kStages], k_empty[C::kStages], v_full[C::kStages], v_empty[C::kStages];
 };
 
@@ -145,12 +151,13 @@ struct PageLoader {
 template <typename C>
 __device__ __forceinline__ void ProduceKeys(const PrefillLaunch& launch, PrefillShared<C>& shared) {
   PageLoader<C> loader{launch, launch.k, shared.k, shared.k_full, shared.k_empty};
-  RingPosition<2> q_at;
+  RingPosition<C::kQStages> q_at;
+  RingPosition<C::kItems> item_at;
   int next = blockIdx.x;
   for (int round = 1;; ++round) {
     const PrefillItem item = DecodeItem<C>(launch, next);
     Wait(&shared.q_empty[q_at.index], q_at.phase ^ 1);
-    shared.items[q_at.index] = item;
+    shared.items[item_at.index] = item;
     if (item.key_tiles == 0) {
       MbarrierArrive(&shared.q_full[q_at.index]);
       break;
@@ -162,6 +169,7 @@ __device__ __forceinline__ void ProduceKeys(const PrefillLaunch& launch, Prefill
                 item.head, item.row0);
     }
     q_at.Advance();
+    item_at.Advance();
     if (launch.counters != nullptr) {
       next = atomicAdd(&launch.counters[0], 1) + static_cast<int>(gridDim.x);
     } else {
@@ -185,14 +193,16 @@ __device__ __forceinline__ void ProduceKeys(const PrefillLaunch& launch, Prefill
 template <typename C>
 __device__ __forceinline__ void ProduceValues(const PrefillLaunch& launch, PrefillShared<C>& shared) {
   PageLoader<C> loader{launch, launch.v, shared.v, shared.v_full, shared.v_empty};
-  RingPosition<2> q_at;
+  RingPosition<C::kQStages> q_at;
+  RingPosition<C::kItems> item_at;
   while (true) {
     Wait(&shared.q_full[q_at.index], q_at.phase);
-    const PrefillItem item = shared.items[q_at.index];
+    const PrefillItem item = shared.items[item_at.index];
     if (item.key_tiles == 0) break;
     MbarrierArrive(&shared.q_empty[q_at.index]);
     loader.Load(item);
     q_at.Advance();
+    item_at.Advance();
   }
 }
 
@@ -296,15 +306,14 @@ __device__ __forceinline__ void StoreOutput(const PrefillAttentionParams& p, con
   }
 }
 
-// Turns: warpgroup w issues its products only after warpgroup w - 1 has issued, so that they stay out of phase and one
-// computes powers while another uses the tensor cores.
+// Turns keep the warpgroups out of phase, so that one computes powers while another uses the tensor cores.
 template <typename C>
 __device__ __forceinline__ void TakeTurn(int warpgroup) {
-  if constexpr (C::kPingPong) NamedBarrierSync(1 + warpgroup, 256);
+  if constexpr (C::kTurns != PrefillTurns::kNone) NamedBarrierSync(1 + warpgroup, 256);
 }
 template <typename C>
 __device__ __forceinline__ void PassTurn(int warpgroup) {
-  if constexpr (C::kPingPong) NamedBarrierArrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
+  if constexpr (C::kTurns != PrefillTurns::kNone) NamedBarrierArrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
 }
 
 template <typename C>
@@ -341,10 +350,16 @@ struct Consumer {
     }
   }
 
-  // All key tiles of the item in this slot.
-  __device__ __forceinline__ void Run(uint32_t slot) {
-    const PrefillItem& item = shared.items[slot];
-    const uint8_t* q = shared.q[slot] + warpgroup * 8192;
+  // Waits for the products just issued, all but the last kPending groups, if the next warpgroup's turn depends on them.
+  template <int kPending>
+  __device__ __forceinline__ void EndTurn() {
+    if constexpr (C::kTurns == PrefillTurns::kScores) WgmmaWait<kPending>();
+    PassTurn<C>(warpgroup);
+  }
+
+  // All key tiles of an item.
+  __device__ __forceinline__ void Run(const PrefillItem& item, const uint8_t* q_tile, uint64_t* q_empty) {
+    const uint8_t* q = q_tile + warpgroup * 8192;
     const int position = Uniform(item.position), count = Uniform(item.rows), key_tiles = Uniform(item.key_tiles);
     const WarpgroupTiles tiles = TilesOf<C>({.rows = count, .position = position}, warpgroup);
     float s[C::kN / 2], o[C::kD / 2];
@@ -360,7 +375,7 @@ struct Consumer {
     WgmmaFence();
     IssueScores<C>(q, shared.k[at.index], s);
     WgmmaCommit();
-    PassTurn<C>(warpgroup);
+    EndTurn<0>();
     // Invariant: the scores of `tile` are in flight, and the values of the tile before.
     for (int tile = 0; tile < tiles.count - 1; ++tile) {
       const uint32_t stage = at.index, phase = at.phase;
@@ -369,32 +384,34 @@ struct Consumer {
       KeepInRegisters(s);
       KeepInRegisters(o);
       Release(&shared.k_empty[stage]);
-      if (tile > 0) Release(&shared.v_empty[(stage + C::kStages - 1) % C::kStages]);
+      if (tile > 0) Release(&shared.v_empty[stage == 0 ? C::kStages - 1 : stage - 1]);
       Weigh(item, tile, tile >= tiles.unmasked, stage, phase, s, state, p, o);
       Wait(&shared.k_full[at.index], at.phase);
       TakeTurn<C>(warpgroup);
       KeepInRegisters(s);
       KeepInRegisters(o);
       WgmmaFence();
-      IssueValues<C>(p, shared.v[stage], o);
       IssueScores<C>(q, shared.k[at.index], s);
       WgmmaCommit();
-      PassTurn<C>(warpgroup);
+      IssueValues<C>(p, shared.v[stage], o);
+      WgmmaCommit();
+      EndTurn<1>();
     }
     const uint32_t stage = at.index, phase = at.phase;
     at.Advance();
     WgmmaWait<0>();
     KeepInRegisters(s);
     KeepInRegisters(o);
+    Release(q_empty);
     Release(&shared.k_empty[stage]);
-    if (tiles.count > 1) Release(&shared.v_empty[(stage + C::kStages - 1) % C::kStages]);
+    if (tiles.count > 1) Release(&shared.v_empty[stage == 0 ? C::kStages - 1 : stage - 1]);
     Weigh(item, tiles.count - 1, true, stage, phase, s, state, p, o);
     TakeTurn<C>(warpgroup);
     KeepInRegisters(o);
     WgmmaFence();
     IssueValues<C>(p, shared.v[stage], o);
     WgmmaCommit();
-    PassTurn<C>(warpgroup);
+    EndTurn<0>();
     WgmmaWait<0>();
     KeepInRegisters(o);
     Release(&shared.v_empty[stage]);
@@ -410,8 +427,6 @@ struct Consumer {
       at.Advance();
     }
     StoreOutput<C>(launch.params, item, warpgroup, state, o);
-    __syncwarp();
-    Release(&shared.q_empty[slot]);
   }
 };
 
@@ -424,7 +439,7 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
     TmaPrefetchMap(&launch.q);
     TmaPrefetchMap(&launch.k);
     TmaPrefetchMap(&launch.v);
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < C::kQStages; ++i) {
       MbarrierInit(&shared.q_full[i], 1);
       MbarrierInit(&shared.q_empty[i], 4 * C::kWarpgroups + 1);  // consumer warps and the thread that loads V
     }
@@ -449,12 +464,15 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
     const int warpgroup = role - 1;
     if (warpgroup == C::kWarpgroups - 1) PassTurn<C>(warpgroup);
     Consumer<C> consumer{launch, shared, warpgroup};
-    RingPosition<2> q_at;
+    RingPosition<C::kQStages> q_at;
+    RingPosition<C::kItems> item_at;
     while (true) {
       Wait(&shared.q_full[q_at.index], q_at.phase);
-      if (Uniform(shared.items[q_at.index].key_tiles) == 0) break;
-      consumer.Run(q_at.index);
+      const PrefillItem& item = shared.items[item_at.index];
+      if (Uniform(item.key_tiles) == 0) break;
+      consumer.Run(item, shared.q[q_at.index], &shared.q_empty[q_at.index]);
       q_at.Advance();
+      item_at.Advance();
     }
   }
 }
