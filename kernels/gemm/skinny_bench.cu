@@ -306,16 +306,16 @@ void Fused(const Model& model, const ModelShape& shape, const std::vector<int>& 
   std::printf("%s fused chain: read-only kernel %.3f TB/s, floor %.1f us\n", shape.name, rate, floor);
   for (int m : rows) {
     std::printf("  m %d, graph + PDL, us by stages and lead:", m);
-    for (int stages : {12, 8, 6, 4, 3}) {
-      for (int lead : {2, 6, 1000}) {
+    for (int stages : {6, 5, 4, 3, 2}) {
+      for (int lead : {1, 4, 1000}) {
         const LinearChainTuning tuning{stages, 224 * 1024, lead};
         const double us = TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, tuning, c); }, true, 9);
         std::printf("  s%d l%d: %.1f (%.1f %%)", stages, lead, us, 100 * floor / us);
       }
     }
-    for (int lead : {2, 6, 1000}) {
-      const LinearChainTuning tuning{12, 150 * 1024, lead};
-      std::printf("  150 KiB l%d: %.1f", lead,
+    for (int lead : {1, 3, 1000}) {
+      const LinearChainTuning tuning{6, 110 * 1024, lead};
+      std::printf("  110 KiB l%d: %.1f", lead,
                   TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, tuning, c); }, true, 9));
     }
     std::printf("  without PDL: %.1f\n", TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, {}, c); }, false));
@@ -325,9 +325,9 @@ void Fused(const Model& model, const ModelShape& shape, const std::vector<int>& 
 void Sweep(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
   for (int m : rows) {
     std::printf("%s m %d separate kernels, us:", shape.name, m);
-    for (int shared : {112, 100, 80}) {
-      for (int lead : {0, 2, 4, 8, 1000}) {
-        const LinearChainTuning tuning{12, shared * 1024, lead};
+    for (int shared : {112, 80}) {
+      for (int lead : {0, 1, 2, 4, 1000}) {
+        const LinearChainTuning tuning{6, shared * 1024, lead};
         const double us = TimeGraph([&](const LaunchContext& c) { model.Step(m, &tuning, true, c); }, true, 7);
         std::printf("  %d KiB l%d %.1f", shared, lead, us);
       }

@@ -2,11 +2,12 @@
 // reading the weights once: everything here serves to keep that stream going.
 //
 // A tile is 16 weight rows (two groups of 8, see skinny_epilogue.cuh) by all of k. Block b takes tiles b, b + grid, ...
-// of every op in turn. One warp sends for the weights, stage by stage (16 rows x 512 k, by TMA), through all tiles and
-// all ops: it depends on nothing but room in the ring. Eight warps multiply: warp w takes 64 of a stage's 512 k; their
-// partial sums meet in shared memory once per tile, and one warp, in turn, adds them in fixed order and runs the
-// epilogue. Before an op the block waits until all tiles of the op before are finished (they are counted in global
-// memory), then brings x to shared memory, normalised if asked for; x that is too large streams like the weights.
+// of every op in turn. One warp sends for the weights, stage by stage (16 rows x 1024 k, by TMA), through all tiles and
+// all ops: it depends on nothing but room in the ring. Eight warps multiply: warp w takes 128 of a stage's 1024 k. Two
+// warps finish: they add the eight partial sums of every other tile in fixed order and run the epilogue, while the
+// eight are at the next tile. Before an op the block waits until all tiles of the op before are finished (they are
+// counted in global memory), then brings x to shared memory, normalised if asked for; x that is too large streams like
+// the weights.
 //
 // Meanwhile the ring holds the first weights of that op, so the wait costs the stream nothing. For the same reason,
 // with PDL the ring is filled before the kernels before this one are done.
@@ -28,6 +29,7 @@ __host__ __device__ constexpr int SkinnyXSlotBytes(int token_tiles) { return 8 *
 struct SkinnyBarriers {
   uint64_t full[kSkinnyMaxStages], empty[kSkinnyMaxStages];
   uint64_t x_full[kSkinnyXSlots], x_empty[kSkinnyXSlots];
+  uint64_t sums_full[kSkinnyFinishers], sums_empty[kSkinnyFinishers];  // of a finisher's partial sums
 };
 
 // A walk around a ring of `size` stages.
@@ -90,8 +92,8 @@ __device__ __forceinline__ void SendForWeights(const SkinnyArgs& c, char* ring, 
         }
         MbarrierArriveExpect(&barriers.full[at.index], kSkinnyStageBytes);
         char* to = ring + at.index * kSkinnyStageBytes;
-        TmaLoad3d(to, map, &barriers.full[at.index], 0, rows.first, 8 * i);
-        TmaLoad3d(to + kSkinnyStageBytes / 2, map, &barriers.full[at.index], 0, rows.second, 8 * i);
+        TmaLoad3d(to, map, &barriers.full[at.index], 0, rows.first, kSkinnyStageChunks * i);
+        TmaLoad3d(to + kSkinnyStageBytes / 2, map, &barriers.full[at.index], 0, rows.second, kSkinnyStageChunks * i);
         at.Advance();
         if (at.index == 0) first_lap = false;
         --left;
@@ -121,7 +123,7 @@ __device__ __forceinline__ void SendForX(const SkinnyArgs& c, char* slots, Skinn
         MbarrierWait(&barriers.x_empty[at.index], at.phase ^ 1);
         MbarrierArriveExpect(&barriers.x_full[at.index], SkinnyXSlotBytes(kTokenTiles));
         TmaLoad3d(slots + at.index * SkinnyXSlotBytes(kTokenTiles), &c.x_maps[op], &barriers.x_full[at.index], 0, 0,
-                  8 * i);
+                  kSkinnyStageChunks * i);
         at.Advance();
       }
     }
@@ -142,18 +144,17 @@ struct SkinnyShared {
   SkinnyBarriers barriers;
   uint4 zeros;
   float sums[kSkinnyWarps];
+  SkinnyBest best[kSkinnyFinishers * kSkinnyMaxRows];
   bool last;
 };
 
-// What a multiplying warp carries through all tiles of all ops.
+// One of the eight warps that multiply.
 template <int kTokenTiles>
 struct Multiplier {
   int warp, lane;
   LaneAddresses<kTokenTiles> lanes;
   uint32_t ring, x, zeros;  // shared addresses
-  RingWalk at, x_at;
-  int turn = 0;  // tiles so far: picks the finishing warp and the half of `partials`
-  Best best[kTokenTiles][2];
+  RingWalk at, x_at, sums_at{kSkinnyFinishers};
 
   __device__ __forceinline__ Multiplier(const SkinnyArgs& c, const char* ring_base, const char* x_shared,
                                         const SkinnyShared& shared)
@@ -164,70 +165,80 @@ struct Multiplier {
         x(SharedAddress(x_shared)),
         zeros(SharedAddress(&shared.zeros)),
         at{c.stages},
-        x_at{kSkinnyXSlots} {
-#pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) best[j][0] = best[j][1] = Best{-INFINITY, INT32_MAX};
-  }
+        x_at{kSkinnyXSlots} {}
 
   // This warp's part of a tile's sums over k.
   __device__ __forceinline__ void Multiply(const SkinnyOp& a, SkinnyBarriers& barriers,
-                                           float (&sum)[2][kTokenTiles][4]) {
-    const int rows = a.p.m, chunks = a.p.k / kSkinnyChunk;
+                                           float (&sum)[2 * kSkinnyWarpChunks][kTokenTiles][4]) {
+    const int rows = a.p.m, chunks = a.p.k / kSkinnyChunk, end = a.stages_per_tile * kSkinnyStageChunks;
     const bool streams = a.x_streams;
 #pragma unroll 1
-    for (int chunk = warp; chunk < a.stages_per_tile * kSkinnyWarps; chunk += kSkinnyWarps) {
+    for (int chunk = warp * kSkinnyWarpChunks; chunk < end; chunk += kSkinnyStageChunks) {
       MbarrierWait(&barriers.full[at.index], at.phase);
       const uint32_t stage = ring + at.index * kSkinnyStageBytes;
+      uint32_t from = x + chunk * rows * 128, step = rows * 128;
       if (streams) {
         MbarrierWait(&barriers.x_full[x_at.index], x_at.phase);
-        const uint32_t slot = x + x_at.index * SkinnyXSlotBytes(kTokenTiles);
-        MultiplyStage<kTokenTiles>(lanes, stage, slot + warp * (kTokenTiles * 1024), zeros, rows, sum);
-        if (lane == 0) MbarrierArrive(&barriers.x_empty[x_at.index]);
-        x_at.Advance();
-      } else if (chunk < chunks) {
-        MultiplyStage<kTokenTiles>(lanes, stage, x + chunk * rows * 128, zeros, rows, sum);
+        step = kTokenTiles * 1024;
+        from = x + x_at.index * SkinnyXSlotBytes(kTokenTiles) + warp * kSkinnyWarpChunks * step;
       }
-      if (lane == 0) MbarrierArrive(&barriers.empty[at.index]);
+      if (streams || chunk + 1 < chunks) {
+        MultiplyChunks<kTokenTiles, 2>(lanes, stage, from, step, zeros, rows, sum);
+      } else if (chunk < chunks) {
+        MultiplyChunks<kTokenTiles, 1>(lanes, stage, from, step, zeros, rows, sum);
+      }
+      if (lane == 0) {
+        MbarrierArrive(&barriers.empty[at.index]);
+        if (streams) MbarrierArrive(&barriers.x_empty[x_at.index]);
+      }
       at.Advance();
+      if (streams) x_at.Advance();
     }
   }
 
-  // `done` counts finished tiles; null if nobody waits for them.
-  __device__ __forceinline__ void Tile(const SkinnyOp& a, int tile, const TokenPlaces (&places)[kTokenTiles],
-                                       float4* partials, SkinnyBarriers& barriers, bool keep_best, unsigned* done) {
-    const TileRows rows = RowsOfTile(a, tile);
-    const bool finisher = warp == turn % kSkinnyWarps;
-    EpilogueInputs inputs[kTokenTiles];
-    if (finisher) {
-#pragma unroll
-      for (int j = 0; j < kTokenTiles; ++j) LoadEpilogueInputs(a, rows, lane, j, places[j], inputs[j]);
-    }
-    float sum[2][kTokenTiles][4] = {};
+  __device__ __forceinline__ void Tile(const SkinnyOp& a, float4* partials, SkinnyBarriers& barriers) {
+    float sum[2 * kSkinnyWarpChunks][kTokenTiles][4] = {};
     Multiply(a, barriers, sum);
-    float4* partial = partials + (turn & 1) * kSkinnyWarps * kTokenTiles * 32;
-    ++turn;
-    StorePartial<kTokenTiles>(sum, partial, warp, lane);
-    // The only barrier per tile: the other half of `partials` was read by a warp that has arrived here since.
-    ConsumerSync();
-    if (!finisher) return;
-    float total[kTokenTiles][4];
-    SumPartials<kTokenTiles>(partial, lane, total);
-#pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) {
-      FinishTokenTile(a, rows, lane, j, total[j], places[j], inputs[j], keep_best, best[j]);
-    }
-    if (done == nullptr) return;
-    __threadfence();
+    MbarrierWait(&barriers.sums_empty[sums_at.index], sums_at.phase ^ 1);
+    StorePartial<kTokenTiles>(sum, partials + sums_at.index * kSkinnyWarps * kTokenTiles * 32, warp, lane);
     __syncwarp();
-    if (lane == 0) AddRelease(done);
+    if (lane == 0) MbarrierArrive(&barriers.sums_full[sums_at.index]);
+    sums_at.Advance();
   }
 };
 
-// The eight warps that multiply.
 template <int kTokenTiles>
 __device__ __forceinline__ void MultiplyOps(const SkinnyArgs& c, char* ring, char* x_shared, float4* partials,
                                             SkinnyShared& shared) {
   Multiplier<kTokenTiles> multiplier(c, ring, x_shared, shared);
+#pragma unroll 1
+  for (int op = 0; op < c.count; ++op) {
+    const SkinnyOp& a = c.ops[op];
+    int tile = FirstTile(a);
+    if (tile >= a.tiles) continue;
+    if (op > 0) {
+      if (threadIdx.x == 0) WaitForOp(c, op - 1);
+      ConsumerSync();  // also: nobody reads the x of the op before any more
+    }
+    if (!a.x_streams) {
+      LoadX(a, x_shared, reinterpret_cast<const uint4*>(x_shared + c.x_bytes + a.norm_offset), shared.sums);
+    }
+#pragma unroll 1
+    for (; tile < a.tiles; tile += static_cast<int>(gridDim.x)) multiplier.Tile(a, partials, shared.barriers);
+  }
+}
+
+// One of the warps that finish: every kSkinnyFinishers-th tile of the block.
+template <int kTokenTiles>
+__device__ __forceinline__ void FinishOps(const SkinnyArgs& c, const float4* partials, SkinnyShared& shared,
+                                          int finisher) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float4* partial = partials + finisher * kSkinnyWarps * kTokenTiles * 32;
+  Best best[kTokenTiles][2];
+#pragma unroll
+  for (int j = 0; j < kTokenTiles; ++j) best[j][0] = best[j][1] = Best{-INFINITY, INT32_MAX};
+  int turn = 0;
+  uint32_t phase = 0;
 #pragma unroll 1
   for (int op = 0; op < c.count; ++op) {
     const SkinnyOp& a = c.ops[op];
@@ -236,25 +247,49 @@ __device__ __forceinline__ void MultiplyOps(const SkinnyArgs& c, char* ring, cha
     if (tile >= a.tiles) continue;
     TokenPlaces places[kTokenTiles];
 #pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) LoadTokenPlaces(a, multiplier.lane, j, places[j]);
-    if (op > 0) {
-      if (threadIdx.x == 0) WaitForOp(c, op - 1);
-      ConsumerSync();
-    }
-    if (!a.x_streams) {
-      LoadX(a, x_shared, reinterpret_cast<const uint4*>(x_shared + c.x_bytes + a.norm_offset), shared.sums);
-    }
+    for (int j = 0; j < kTokenTiles; ++j) LoadTokenPlaces(a, lane, j, places[j]);
+    if (op > 0 && lane == 0) WaitForOp(c, op - 1);
+    __syncwarp();
 #pragma unroll 1
-    for (; tile < a.tiles; tile += static_cast<int>(gridDim.x)) {
-      multiplier.Tile(a, tile, places, partials, shared.barriers, is_last && c.partials != nullptr,
-                      is_last ? nullptr : c.counters + 32 * op);
+    for (; tile < a.tiles; tile += static_cast<int>(gridDim.x), ++turn) {
+      if (turn % kSkinnyFinishers != finisher) continue;
+      const TileRows rows = RowsOfTile(a, tile);
+      EpilogueInputs inputs[kTokenTiles];
+#pragma unroll
+      for (int j = 0; j < kTokenTiles; ++j) LoadEpilogueInputs(a, rows, lane, j, places[j], inputs[j]);
+      MbarrierWait(&shared.barriers.sums_full[finisher], phase);
+      phase ^= 1;
+      float total[kTokenTiles][4];
+      SumPartials<kTokenTiles>(partial, lane, total);
+      __syncwarp();
+      if (lane == 0) MbarrierArrive(&shared.barriers.sums_empty[finisher]);
+#pragma unroll
+      for (int j = 0; j < kTokenTiles; ++j) {
+        FinishTokenTile(a, rows, lane, j, total[j], places[j], inputs[j], is_last && c.partials != nullptr, best[j]);
+      }
+      if (is_last) continue;
+      __syncwarp();  // the release below covers the whole warp's stores
+      if (lane == 0) AddRelease(c.counters + 32 * op);
     }
   }
-  if (c.partials != nullptr) {
-    FinishArgmax<kTokenTiles>(c, c.ops[c.count - 1].p.m, multiplier.best, reinterpret_cast<SkinnyBest*>(partials),
-                              &shared.last);
+  if (c.partials != nullptr) StoreBest<kTokenTiles>(best, shared.best, finisher, lane);
+}
+
+__device__ __forceinline__ void InitBarriers(const SkinnyArgs& c, SkinnyShared& shared) {
+  for (int i = 0; i < c.stages; ++i) {
+    MbarrierInit(&shared.barriers.full[i], 1);
+    MbarrierInit(&shared.barriers.empty[i], kSkinnyWarps);
   }
-  LeaveOps(c);
+  for (int i = 0; i < kSkinnyXSlots; ++i) {
+    MbarrierInit(&shared.barriers.x_full[i], 1);
+    MbarrierInit(&shared.barriers.x_empty[i], kSkinnyWarps);
+  }
+  for (int i = 0; i < kSkinnyFinishers; ++i) {
+    MbarrierInit(&shared.barriers.sums_full[i], kSkinnyWarps);
+    MbarrierInit(&shared.barriers.sums_empty[i], 1);
+  }
+  MbarrierInitFence();
+  shared.zeros = make_uint4(0, 0, 0, 0);
 }
 
 template <int kTokenTiles>
@@ -264,43 +299,39 @@ __global__ __launch_bounds__(kSkinnyBlock,
   __shared__ SkinnyShared shared;
   char* ring = dynamic + ((1024 - (SharedAddress(dynamic) & 1023)) & 1023);
   char* x_shared = ring + c.stages * kSkinnyStageBytes;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < c.stages; ++i) {
-      MbarrierInit(&shared.barriers.full[i], 1);
-      MbarrierInit(&shared.barriers.empty[i], kSkinnyWarps);
-    }
-    for (int i = 0; i < kSkinnyXSlots; ++i) {
-      MbarrierInit(&shared.barriers.x_full[i], 1);
-      MbarrierInit(&shared.barriers.x_empty[i], kSkinnyWarps);
-    }
-    MbarrierInitFence();
-    shared.zeros = make_uint4(0, 0, 0, 0);
-  }
+  float4* partials = reinterpret_cast<float4*>(x_shared + c.x_bytes + c.norm_bytes);
+  const int warp = static_cast<int>(threadIdx.x) / 32, finisher = warp - kSkinnyWarps;
+  if (threadIdx.x == 0) InitBarriers(c, shared);
   __syncthreads();
-  if (warp == kSkinnyWarps) {
-    if (threadIdx.x % 32 == 0) SendForWeights(c, ring, shared.barriers);
-    return;
-  }
-  if (warp > kSkinnyWarps) {
-    if (threadIdx.x % 32 == 0) SendForX<kTokenTiles>(c, x_shared, shared.barriers);
-    return;
-  }
-  // Norm weights are constants too.
-  for (int op = 0; op < c.count; ++op) {
-    const SkinnyOp& a = c.ops[op];
-    if (a.p.norm_weight == nullptr) continue;
-    for (int i = static_cast<int>(threadIdx.x); i < a.p.k / 8; i += kSkinnyThreads) {
-      CpAsync16(SharedAddress(x_shared + c.x_bytes + a.norm_offset + 16 * i), a.p.norm_weight + 8 * i);
+  if (finisher >= kSkinnyFinishers) {
+    if (threadIdx.x % 32 != 0) return;
+    if (finisher == kSkinnyFinishers) {
+      SendForWeights(c, ring, shared.barriers);
+    } else {
+      SendForX<kTokenTiles>(c, x_shared, shared.barriers);
     }
+    return;
   }
-  CpAsyncCommit();
-  PdlWait();
-  CpAsyncWait<0>();  // seen by the other threads after the barriers of LoadX
-  int norm_bytes = 0;
-  for (int op = 0; op < c.count; ++op) norm_bytes += c.ops[op].p.norm_weight != nullptr ? 2 * c.ops[op].p.k : 0;
-  float4* partials = reinterpret_cast<float4*>(x_shared + c.x_bytes + norm_bytes);
-  MultiplyOps<kTokenTiles>(c, ring, x_shared, partials, shared);
+  if (finisher >= 0) {
+    PdlWait();
+    FinishOps<kTokenTiles>(c, partials, shared, finisher);
+  } else {
+    // Norm weights are constants too.
+    for (int op = 0; op < c.count; ++op) {
+      const SkinnyOp& a = c.ops[op];
+      if (a.p.norm_weight == nullptr) continue;
+      for (int i = static_cast<int>(threadIdx.x); i < a.p.k / 8; i += kSkinnyThreads) {
+        CpAsync16(SharedAddress(x_shared + c.x_bytes + a.norm_offset + 16 * i), a.p.norm_weight + 8 * i);
+      }
+    }
+    CpAsyncCommit();
+    PdlWait();
+    CpAsyncWait<0>();  // seen by the other threads after the barriers of LoadX
+    MultiplyOps<kTokenTiles>(c, ring, x_shared, partials, shared);
+  }
+  ComputeSync();
+  if (c.partials != nullptr) FinishArgmax<kTokenTiles>(c, c.ops[c.count - 1].p.m, shared.best, &shared.last);
+  LeaveOps(c);
 }
 
 }  // namespace agentserve::kernels::cuda
