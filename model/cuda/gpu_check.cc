@@ -301,14 +301,10 @@ absl::Status RunParts(CudaModel& model, const BenchOptions& o, const CudaOptions
   };
   add("as served", [](CudaOptions*) {});
   add("no PDL", [](CudaOptions* c) { c->pdl = false; });
-  add("norms apart", [](CudaOptions* c) { c->fuse_norm_rows = 0; });
+  add("norms fused", [](CudaOptions* c) { c->fuse_norm_rows = kernels::cuda::kMaxFusedNormRows; });
   add("prefetch 4 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{4} << 20; });
   add("prefetch 12 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{12} << 20; });
   add("prefetch 20 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{20} << 20; });
-  add("12 MiB, norms apart", [](CudaOptions* c) {
-    c->prefetch_bytes = size_t{12} << 20;
-    c->fuse_norm_rows = 0;
-  });
   constexpr const char* kNames[] = {"without norms",   "without qkv",  "without attention", "without o",
                                     "without gate-up", "without down", "without head"};
   for (uint32_t i = 0; i < std::size(kNames); ++i) add(kNames[i], [i](CudaOptions* c) { c->skip = 1u << i; });
