@@ -18,7 +18,7 @@ struct LinearChainParams {
   int count = 0;
   const LmHeadParams* head = nullptr;
 };
-// True for kFast, m <= 8 and shapes whose rows fit in shared memory; otherwise call Linear one by one.
+// True for kFast, m <= 16 and shapes whose rows fit in shared memory; otherwise call Linear one by one.
 bool LinearChainSupports(const LinearChainParams& params);
 // Needs all blocks on the GPU at the same time: one per multiprocessor, num_sms of the context at most.
 absl::Status LinearChain(const LinearChainParams& params, const LaunchContext& context);

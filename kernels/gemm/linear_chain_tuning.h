@@ -1,4 +1,4 @@
-// Knobs of LinearChain that change speed, never results; for the bench.
+// Knobs of the few-rows kernels that change speed, never results; for the bench.
 #pragma once
 
 #include "kernels/gemm/linear_chain.h"
@@ -6,8 +6,9 @@
 namespace agentserve::kernels::cuda {
 
 struct LinearChainTuning {
-  int stages = 11;                // ring depth at most
-  int shared_bytes = 225 * 1024;  // of a block at most: what is left stays for the attention kernel beside it
+  int stages = 12;                // of 16 KiB of weights in flight per block, at most
+  int shared_bytes = 225 * 1024;  // of a block at most: what is left stays for the kernels before and after
+  int trigger_lead = 4;           // the next kernel may start when so many stages are still to be sent for
 };
 absl::Status LaunchLinearChain(const LinearChainParams& params, const LinearChainTuning& tuning,
                                const LaunchContext& context);

@@ -200,23 +200,16 @@ class Model {
   }
 
   // `tuning` null: the default of each call.
-  void Run(Op op, int layer, int m, const SkinnyTuning* tuning, const LaunchContext& context) const {
+  void Run(Op op, int layer, int m, const LinearChainTuning* tuning, const LaunchContext& context) const {
     const LinearParams p = Params(op, layer, m);
+    LmHeadParams head;
+    head.linear = p;
+    head.argmax = token_.get();
     if (op == kHead) {
-      LmHeadParams head;
-      head.linear = p;
-      head.argmax = token_.get();
-      return MustBeOk(SkinnyLmHead(head, context));
+      return MustBeOk(tuning == nullptr ? SkinnyLmHead(head, context)
+                                        : LaunchLinearChain({nullptr, 0, &head}, *tuning, context));
     }
-    SkinnyArgs args;
-    args.p = p;
-    args.tuning = DefaultSkinnyTuning(p);
-    if (tuning != nullptr) {
-      if (tuning->stages > 0) args.tuning.stages = tuning->stages;
-      if (tuning->prefetch_slabs >= 0) args.tuning.prefetch_slabs = tuning->prefetch_slabs;
-      if (tuning->trigger_lead >= 0) args.tuning.trigger_lead = tuning->trigger_lead;
-    }
-    MustBeOk(LaunchSkinny(args, context));
+    MustBeOk(tuning == nullptr ? SkinnyLinear(p, context) : LaunchLinearChain({&p, 1, nullptr}, *tuning, context));
   }
 
   // A step with one kernel between two attentions (of which empty kernels stand here).
@@ -234,7 +227,7 @@ class Model {
     }
   }
 
-  void Step(int m, const SkinnyTuning* tuning, bool gap, const LaunchContext& context) const {
+  void Step(int m, const LinearChainTuning* tuning, bool gap, const LaunchContext& context) const {
     for (int layer = 0; layer < shape_.layers; ++layer) {
       Run(kQkv, layer, m, tuning, context);
       if (gap) Must(Launch(context, EmptyKernel, dim3(132), dim3(128), 0, 1));
@@ -312,31 +305,34 @@ void Fused(const Model& model, const ModelShape& shape, const std::vector<int>& 
   const double rate = ReadRate(model), floor = model.Bytes() / rate * 1e-6;
   std::printf("%s fused chain: read-only kernel %.3f TB/s, floor %.1f us\n", shape.name, rate, floor);
   for (int m : rows) {
-    std::printf("  m %d, graph + PDL, stages (shared KiB) us:", m);
-    for (const LinearChainTuning& tuning :
-         {LinearChainTuning{11, 225 * 1024}, LinearChainTuning{9, 225 * 1024}, LinearChainTuning{7, 225 * 1024},
-          LinearChainTuning{5, 225 * 1024}, LinearChainTuning{4, 225 * 1024}, LinearChainTuning{3, 225 * 1024}}) {
-      const double us = TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, tuning, c); }, true);
-      std::printf("  %d: %.1f (%.1f %%)", tuning.stages, us, 100 * floor / us);
+    std::printf("  m %d, graph + PDL, us by stages and lead:", m);
+    for (int stages : {12, 8, 6, 4, 3}) {
+      for (int lead : {2, 6, 1000}) {
+        const LinearChainTuning tuning{stages, 224 * 1024, lead};
+        const double us = TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, tuning, c); }, true, 9);
+        std::printf("  s%d l%d: %.1f (%.1f %%)", stages, lead, us, 100 * floor / us);
+      }
     }
-    std::printf("  11 without PDL: %.1f\n",
-                TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, {}, c); }, false));
+    for (int lead : {2, 6, 1000}) {
+      const LinearChainTuning tuning{12, 150 * 1024, lead};
+      std::printf("  150 KiB l%d: %.1f", lead,
+                  TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, tuning, c); }, true, 9));
+    }
+    std::printf("  without PDL: %.1f\n", TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, {}, c); }, false));
   }
 }
 
 void Sweep(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
   for (int m : rows) {
-    for (int stages : {3, 4, 5}) {
-      std::printf("%s m %d stages %2d:", shape.name, m, stages);
-      for (int slabs : {0, 1, 2, 4, 6}) {
-        for (int lead : {4, 8, 16, 1000}) {
-          const SkinnyTuning tuning{stages, slabs, lead};
-          const double us = TimeGraph([&](const LaunchContext& c) { model.Step(m, &tuning, true, c); }, true, 7);
-          std::printf("  p%d l%d %.1f", slabs, lead, us);
-        }
+    std::printf("%s m %d separate kernels, us:", shape.name, m);
+    for (int shared : {112, 100, 80}) {
+      for (int lead : {0, 2, 4, 8, 1000}) {
+        const LinearChainTuning tuning{12, shared * 1024, lead};
+        const double us = TimeGraph([&](const LaunchContext& c) { model.Step(m, &tuning, true, c); }, true, 7);
+        std::printf("  %d KiB l%d %.1f", shared, lead, us);
       }
-      std::printf("\n");
     }
+    std::printf("\n");
   }
 }
 

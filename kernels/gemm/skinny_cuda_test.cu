@@ -90,11 +90,9 @@ class SkinnyTest : public ::testing::Test {
       EXPECT_TRUE(norm && shape.m * shape.k > 16 * 4160) << name << " is not supported";
       return;
     }
-    SkinnyArgs args;
-    args.p = params;
-    args.tuning = DefaultSkinnyTuning(params);
-    if (stages != 0) args.tuning = {stages, stages, stages};
-    const absl::Status status = LaunchSkinny(args, {});
+    const absl::Status status = stages == 0
+                                    ? SkinnyLinear(params, {})
+                                    : LaunchLinearChain({&params, 1, nullptr}, {stages, 224 * 1024, stages}, {});
     ASSERT_TRUE(status.ok()) << name << ": " << status;
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << name;
     DeviceBf16 normed(size_t(shape.m) * shape.k);
@@ -150,7 +148,7 @@ TEST_F(SkinnyTest, MatchesReference) {
 }
 
 TEST_F(SkinnyTest, EveryRingDepth) {
-  for (int stages = 2; stages <= 8; ++stages) {
+  for (int stages = 3; stages <= 12; stages += 3) {
     for (int m : {1, 5, 16}) {
       Check(Qkv(m, 64, 32, 8, 2048), true, stages);
       Check({m, 16384, 2048, LinearEpilogue::kSwiglu}, true, stages);
@@ -266,7 +264,7 @@ TEST_F(SkinnyTest, PdlChainHasTheBitsOfSeparateCalls) {
 // Output projection, gate-up, down and QKV as one kernel: the bits of separate calls, 50 times in a row, and no counter
 // left behind.
 TEST_F(SkinnyTest, LinearChainHasTheBitsOfSeparateCalls) {
-  for (int m : {1, 2, 5, 8}) {
+  for (int m : {1, 2, 5, 8, 9, 16}) {
     for (const bool large : {false, true}) {
       const int h = large ? 3072 : 2048, dim = large ? 128 : 64, q = large ? 24 : 32;
       const Shape qkv_shape = Qkv(m, dim, q, 8, h);
@@ -302,7 +300,7 @@ TEST_F(SkinnyTest, LinearChainHasTheBitsOfSeparateCalls) {
         qkv.Poison();
         middle.FillBytes(0xff);
         Must(cudaMemcpy(hidden.get(), start.get(), bytes, cudaMemcpyDeviceToDevice));
-        ASSERT_TRUE(LaunchLinearChain(chain, {3 + run % 9, 225 * 1024}, {}).ok());
+        ASSERT_TRUE(LaunchLinearChain(chain, {3 + run % 10, 224 * 1024, run % 7}, {}).ok());
         ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
         EXPECT_EQ(Compare(hidden, wanted).different_bits, 0u) << "m " << m << " h " << h << " run " << run;
         EXPECT_EQ(Compare(qkv.y(), wanted_qkv.y()).different_bits, 0u) << "m " << m << " h " << h << " run " << run;
@@ -313,7 +311,7 @@ TEST_F(SkinnyTest, LinearChainHasTheBitsOfSeparateCalls) {
 }
 
 TEST_F(SkinnyTest, LinearChainEndsInTheLmHead) {
-  for (int m : {1, 8}) {
+  for (int m : {1, 8, 16}) {
     const Shape shape{m, 128256, 2048};
     Problem down({m, 2048, 8192, LinearEpilogue::kResidual}, 3), problem(shape, 5);
     DeviceArray<int32_t> token(m), wanted(m);

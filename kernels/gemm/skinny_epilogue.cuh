@@ -16,7 +16,7 @@ struct TileRows {
   int second;
 };
 
-__device__ __forceinline__ TileRows RowsOfTile(const SkinnyArgs& a, int tile) {
+__device__ __forceinline__ TileRows RowsOfTile(const SkinnyOp& a, int tile) {
   const int row = tile * kSkinnyTileRows;
   if (a.p.epilogue == LinearEpilogue::kQkv) {
     const int head_dim = static_cast<int>(a.p.qkv.kv.head_dim);
@@ -52,7 +52,7 @@ __device__ __forceinline__ float BitsToFloat(uint16_t bits) {
   return __uint_as_float(static_cast<uint32_t>(bits) << 16);
 }
 
-__device__ __forceinline__ void LoadTokenPlaces(const SkinnyArgs& a, int lane, int token_tile, TokenPlaces& places) {
+__device__ __forceinline__ void LoadTokenPlaces(const SkinnyOp& a, int lane, int token_tile, TokenPlaces& places) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int token = 8 * token_tile + 2 * (lane % 4) + i;
@@ -62,7 +62,7 @@ __device__ __forceinline__ void LoadTokenPlaces(const SkinnyArgs& a, int lane, i
   }
 }
 
-__device__ __forceinline__ void LoadEpilogueInputs(const SkinnyArgs& a, TileRows rows, int lane, int token_tile,
+__device__ __forceinline__ void LoadEpilogueInputs(const SkinnyOp& a, TileRows rows, int lane, int token_tile,
                                                    const TokenPlaces& places, EpilogueInputs& in) {
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
@@ -86,7 +86,7 @@ __device__ __forceinline__ void LoadEpilogueInputs(const SkinnyArgs& a, TileRows
 }
 
 // q, k and v of one token: rotated if the tile is of a q or k head, then to y or to the token's slot of the pool.
-__device__ __forceinline__ void StoreQkv(const SkinnyArgs& a, TileRows rows, int g, int token, float low, float high,
+__device__ __forceinline__ void StoreQkv(const SkinnyOp& a, TileRows rows, int g, int token, float low, float high,
                                          float cosine, float sine, int slot) {
   const QkvOutput& out = a.p.qkv;
   const int head_dim = static_cast<int>(out.kv.head_dim);
@@ -116,10 +116,10 @@ __device__ __forceinline__ void StoreQkv(const SkinnyArgs& a, TileRows rows, int
 
 __device__ __forceinline__ float SiluBf16(float gate) { return RoundBf16(gate / (1.0f + expf(-gate))); }
 
-// Rounds and stores one finished token tile; keeps the best logit of each token if the LM head asks for it.
-__device__ __forceinline__ void FinishTokenTile(const SkinnyArgs& a, TileRows rows, int lane, int token_tile,
+// Rounds and stores one finished token tile; keeps the best logit of each token if asked to.
+__device__ __forceinline__ void FinishTokenTile(const SkinnyOp& a, TileRows rows, int lane, int token_tile,
                                                 const float (&c)[4], const TokenPlaces& places,
-                                                const EpilogueInputs& in, Best (&best)[2]) {
+                                                const EpilogueInputs& in, bool keep_best, Best (&best)[2]) {
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -136,7 +136,7 @@ __device__ __forceinline__ void FinishTokenTile(const SkinnyArgs& a, TileRows ro
         y[rows.first] = __float2bfloat16_rn(low + BitsToFloat(in.a[i]));  // without a residual the sum is exact
         y[rows.second] = __float2bfloat16_rn(high + BitsToFloat(in.a[i + 2]));
       }
-      if (a.partials != nullptr) {
+      if (keep_best) {
         best[i] = BestOp()(best[i], Best{low, rows.first + g});
         best[i] = BestOp()(best[i], Best{high, rows.second + g});
       }

@@ -49,9 +49,9 @@ absl::Status LaunchWide(const LinearParams& params, const WideTuning& tuning, co
   }
   WideArgs args;
   args.a.p = params;
-  args.a.chunks = params.k / 64;
+  args.chunks = params.k / 64;
   args.a.rotated_heads = params.qkv.q_heads + static_cast<int>(params.qkv.kv.kv_heads);
-  args.splits = std::clamp(tuning.splits, 1, std::min(8, args.a.chunks));
+  args.splits = std::clamp(tuning.splits, 1, std::min(8, args.chunks));
   args.stages = std::clamp(tuning.stages, 2, kWideMaxStages);
   while (SharedBytes(tuning.groups, args.stages) > 225 * 1024) --args.stages;
   args.box_rows = params.epilogue == LinearEpilogue::kQkv ? 8 : 64;

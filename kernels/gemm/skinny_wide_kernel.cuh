@@ -20,7 +20,8 @@ inline constexpr int kWideMaxStages = 12;
 inline constexpr int kWideTileBytes = 64 * 128;  // 64 rows of 64 k: of W for one group, and of x
 
 struct WideArgs {
-  SkinnyArgs a;
+  SkinnyOp a;
+  int chunks = 0;
   int splits = 1;
   int stages = 4;
   int box_rows = 64;  // weight rows of one load: 64, or 8 where rows are permuted (kQkv)
@@ -29,7 +30,7 @@ struct WideArgs {
 __host__ __device__ constexpr int WideStageBytes(int groups) { return (groups + 1) * kWideTileBytes; }
 
 // First weight rows of the two groups of 8 that belong to warp `warp` of sub-tile `sub` (64 rows).
-__device__ __forceinline__ TileRows WideRows(const SkinnyArgs& a, int sub, int warp) {
+__device__ __forceinline__ TileRows WideRows(const SkinnyOp& a, int sub, int warp) {
   if (a.p.epilogue != LinearEpilogue::kQkv) return {sub * 64 + warp * 16, sub * 64 + warp * 16 + 8};
   const int head_dim = static_cast<int>(a.p.qkv.kv.head_dim);
   const int head = sub * 64 / head_dim;
@@ -142,7 +143,7 @@ __device__ __forceinline__ void WideFinish(const WideArgs& w, TileRows rows, con
       LoadTokenPlaces(w.a, lane, j, places);
       LoadEpilogueInputs(w.a, rows, lane, j, places, in);
       const float c[4] = {d[4 * j], d[4 * j + 1], d[4 * j + 2], d[4 * j + 3]};
-      FinishTokenTile(w.a, rows, lane, j, c, places, in, unused);
+      FinishTokenTile(w.a, rows, lane, j, c, places, in, false, unused);
     }
     return;
   }
@@ -163,7 +164,7 @@ __device__ __forceinline__ void WideFinish(const WideArgs& w, TileRows rows, con
       const float4 v = LoadFromCluster(&sums[j * 128 + at], static_cast<uint32_t>(other));
       c[0] += v.x, c[1] += v.y, c[2] += v.z, c[3] += v.w;
     }
-    FinishTokenTile(w.a, rows, lane, j, c, places, in, unused);
+    FinishTokenTile(w.a, rows, lane, j, c, places, in, false, unused);
   }
   ClusterSync();  // nobody leaves while others read its sums
 }
@@ -179,7 +180,7 @@ __global__ __launch_bounds__(kGroups * 128 + 32,
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const bool consumer = warp < 4 * kGroups;
   const int tile = static_cast<int>(blockIdx.x) / w.splits, part = static_cast<int>(blockIdx.x) % w.splits;
-  const int begin = part * w.a.chunks / w.splits, end = (part + 1) * w.a.chunks / w.splits;
+  const int begin = part * w.chunks / w.splits, end = (part + 1) * w.chunks / w.splits;
   if (threadIdx.x == 0) {
     for (int i = 0; i < w.stages; ++i) {
       MbarrierInit(&full[i], 1);

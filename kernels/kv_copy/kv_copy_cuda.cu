@@ -12,30 +12,36 @@ namespace {
 
 namespace cg = cooperative_groups;
 
-// A link's latency is about 2 us: 128 KiB in flight from one SM are more than its share of 371 GB/s over 32 SMs needs.
-constexpr int kGatherThreads = 1024, kGatherVectors = 8;
+// A link's latency is about 2 us: 64 KiB in flight from one SM are more than its share of 371 GB/s over 32 SMs needs.
+constexpr int kGatherThreads = 512, kGatherVectors = 8;
 
-// All pieces in a row form one range of vectors; a turn of a block covers kGatherThreads * kGatherVectors of them.
+// All pieces in a row form one range of vectors, of which every block takes an equal share.
 __global__ __launch_bounds__(kGatherThreads) void GatherKernel(const KvGatherParams p) {
   PdlWait();
   PdlTrigger();
   const uint32_t piece_vectors = static_cast<uint32_t>(p.bytes / 16);
   const uint64_t all = static_cast<uint64_t>(p.count) * piece_vectors;
-  constexpr uint64_t kTurn = kGatherThreads * kGatherVectors;
-  for (uint64_t base = blockIdx.x * kTurn; base < all; base += gridDim.x * kTurn) {
-    const uint64_t first = base + threadIdx.x;
+  const uint64_t warps = (all + 31) / 32, share = (warps + gridDim.x - 1) / gridDim.x * 32;
+  const uint64_t end = min(all, (blockIdx.x + 1) * share);
+  for (uint64_t base = blockIdx.x * share; base < end; base += kGatherThreads * kGatherVectors) {
+    uint64_t first = base + threadIdx.x;
     uint32_t block = static_cast<uint32_t>(first / piece_vectors), at = static_cast<uint32_t>(first % piece_vectors);
-    uint4 data[kGatherVectors];
+    const std::byte* from[kGatherVectors];
     std::byte* to[kGatherVectors];
 #pragma unroll
-    for (int i = 0; i < kGatherVectors; ++i) {
+    for (int i = 0; i < kGatherVectors; ++i, first += kGatherThreads) {
       to[i] = nullptr;
-      if (block < static_cast<uint32_t>(p.count)) {
+      if (first < end) {
         const size_t inside = p.offset + static_cast<size_t>(at) * 16;
-        data[i] = LoadStreamCoherent16(p.src + p.src_blocks[block] * p.block_bytes + inside);
+        from[i] = p.src + p.src_blocks[block] * p.block_bytes + inside;
         to[i] = p.dst + p.dst_blocks[block] * p.block_bytes + inside;
       }
       for (at += kGatherThreads; at >= piece_vectors; at -= piece_vectors) ++block;
+    }
+    uint4 data[kGatherVectors];
+#pragma unroll
+    for (int i = 0; i < kGatherVectors; ++i) {
+      if (to[i] != nullptr) data[i] = LoadStreamCoherent16(from[i]);
     }
 #pragma unroll
     for (int i = 0; i < kGatherVectors; ++i) {

@@ -6,6 +6,7 @@
 #include "kernels/sampling/sampling_edits.cuh"
 #include "kernels/sampling/sampling_logprobs.cuh"
 #include "kernels/sampling/sampling_order.cuh"
+#include "kernels/sampling/sampling_window.cuh"
 
 namespace agentserve::kernels::cuda {
 namespace {
@@ -76,21 +77,16 @@ __device__ int DrawById(const Slice& slice, SampleShared& s, int blocks, float m
   const float scale = static_cast<float>(1.4426950408889634 / slice.row.temperature);
   WeighSlice(slice, s, max, scale);
   cg::this_cluster().sync();
-  double total = 0;
-  for (int r = 0; r < blocks; ++r) total += cg::this_cluster().map_shared_rank(&s.summary, r)->mass;
+  if (threadIdx.x >= 32) return -1;
+  const int lane = threadIdx.x % 32;
+  const double mass = lane < blocks ? cg::this_cluster().map_shared_rank(&s.summary, lane)->mass : 0.0;
+  const double upto = WarpScan(mass), total = __shfl_sync(0xffffffffu, upto, 31);
   const double target = UniformAt(slice.row.seed, slice.row.position) * total;
-  int owner = 0;
-  double upto = 0, before = 0;
-  for (int r = 0; r < blocks && !(upto > target); ++r) {
-    const double mass = cg::this_cluster().map_shared_rank(&s.summary, r)->mass;
-    if (mass > 0) {
-      owner = r;
-      before = upto;
-    }
-    upto += mass;
-  }
-  if (owner != static_cast<int>(cg::this_cluster().block_rank()) || threadIdx.x >= 32) return -1;
-  return FindByMass(slice, s, max, scale, target - before);
+  const uint32_t hit = __ballot_sync(0xffffffffu, upto > target && mass > 0);
+  const uint32_t any = __ballot_sync(0xffffffffu, mass > 0);
+  const int owner = hit != 0 ? __ffs(static_cast<int>(hit)) - 1 : 31 - __clz(static_cast<int>(any));
+  if (owner != static_cast<int>(cg::this_cluster().block_rank())) return -1;
+  return FindByMass(slice, s, max, scale, target - __shfl_sync(0xffffffffu, upto - mass, owner));
 }
 
 // top-k, top-p or min-p: the draw walks the tokens from the best on. As DrawById.
@@ -123,32 +119,76 @@ __device__ int DrawByOrder(const Slice& slice, SampleShared& s, int blocks, cons
   return FindByKey(slice, s, decision.key, decision.index);
 }
 
-// The token in the first warp of one block (greedy, or no finite logit: of the first), -1 in all other threads.
-__device__ int Choose(Slice& slice, SampleShared& s, int blocks, const Spill& spill, float* raw_max, bool* ok) {
+struct Choice {
+  int token = -1;  // in the first warp of one block (greedy, or no finite logit: of the first), -1 elsewhere
+  bool ok = true;  // false: no logit is finite, or one is +infinity
+  float raw_max = 0;
+};
+
+// Rows without edits. False: the row has to go the general way.
+__device__ bool ChooseFast(Slice& slice, SampleShared& s, int blocks, Choice& choice) {
   const SamplingRow& row = slice.row;
+  const int lane = threadIdx.x % 32, rank = static_cast<int>(cg::this_cluster().block_rank());
+  reinterpret_cast<uint4*>(s.Bins())[threadIdx.x] = make_uint4(0, 0, 0, 0);
+  if (threadIdx.x < 3) {
+    s.hit[threadIdx.x] = kWindowKeys;
+    s.cut[threadIdx.x].doubtful = false;
+  }
+  LoadSlice(slice, s);
+  const uint64_t best = WarpMin64(lane < blocks ? cg::this_cluster().map_shared_rank(&s.summary, lane)->best : kNoItem);
+  choice.ok = best != kNoItem && best != 0;
+  if (!choice.ok) return true;
+  const uint32_t key = static_cast<uint32_t>(best >> 48);
+  choice.raw_max = ValueOfKey(WidenKey(key));
+  if (row.temperature == 0.0f) {
+    if (rank == 0) choice.token = static_cast<int>(best & 0xffffffffu);
+    return true;
+  }
+  const bool top_k = row.top_k > 0 && row.top_k < static_cast<uint32_t>(slice.vocab);
+  if (!top_k && row.top_p >= 1.0f && row.min_p <= 0.0f) {
+    choice.token = DrawById(slice, s, blocks, choice.raw_max);
+    return true;
+  }
+  const Window window(key, row.temperature);
+  CountWindow(slice, s, window, !top_k && row.top_p < 1.0f);
+  Decision decision;
+  if (!DecideInWindow(row, s, blocks, window, slice.vocab, &decision)) return false;
+  if (static_cast<int>(decision.rank) == rank) choice.token = FindByKey(slice, s, decision.key, decision.index);
+  return true;
+}
+
+__device__ Choice Choose(Slice& slice, SampleShared& s, int blocks, const Spill& spill) {
+  const SamplingRow& row = slice.row;
+  Choice choice;
+  if (slice.edit_count == 0) {
+    if (ChooseFast(slice, s, blocks, choice)) return choice;
+    slice.cache = nullptr;
+    cg::this_cluster().sync();
+  }
   const bool filtered = row.temperature != 0.0f && ((row.top_k > 0 && row.top_k < static_cast<uint32_t>(slice.vocab)) ||
                                                     row.top_p < 1.0f || row.min_p > 0.0f);
   RowSummary summary;
   for (;;) {
+    ClearCounts(s);
     Summarize(slice, s, filtered);
     cg::this_cluster().sync();
     summary = ReadSummaries(s, blocks);
-    *ok = summary.finite && !summary.infinite;
+    choice.ok = summary.finite && !summary.infinite;
     const bool useless = summary.best == kNoItem || static_cast<uint32_t>(summary.best >> 32) == kInfinityKey32;
-    if (!*ok || !useless || slice.edit_count == 0) break;
+    if (!choice.ok || !useless || slice.edit_count == 0) break;
     slice.edit_count = 0;  // biases and masks leave nothing to choose from: they give way
     cg::this_cluster().sync();
-    ClearCounts(s);
   }
-  if (!*ok) return -1;
-  *raw_max = ValueOfKey(WidenKey(summary.raw_key));
+  if (!choice.ok) return choice;
+  choice.raw_max = ValueOfKey(WidenKey(summary.raw_key));
   if (row.temperature == 0.0f) {
-    const bool mine = cg::this_cluster().block_rank() == 0 && threadIdx.x < 32;
-    return mine ? static_cast<int>(summary.best & 0xffffffffu) : -1;
+    if (cg::this_cluster().block_rank() == 0) choice.token = static_cast<int>(summary.best & 0xffffffffu);
+    return choice;
   }
   const bool ordered = (row.top_k > 0 && row.top_k < summary.candidates) || row.top_p < 1.0f || row.min_p > 0.0f;
-  if (ordered) return DrawByOrder(slice, s, blocks, summary, spill);
-  return DrawById(slice, s, blocks, ValueOfKey(static_cast<uint32_t>(summary.best >> 32)));
+  choice.token = ordered ? DrawByOrder(slice, s, blocks, summary, spill)
+                         : DrawById(slice, s, blocks, ValueOfKey(static_cast<uint32_t>(summary.best >> 32)));
+  return choice;
 }
 
 __global__ __launch_bounds__(kSampleThreads, 1) void SampleKernel(const SampleParams p, size_t spill_bytes) {
@@ -157,7 +197,6 @@ __global__ __launch_bounds__(kSampleThreads, 1) void SampleKernel(const SamplePa
   const cg::cluster_group cluster = cg::this_cluster();
   const int blocks = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
   const int row = static_cast<int>(blockIdx.x) / blocks, vectors = (p.vocab + 7) / 8;
-  ClearCounts(s);
   PdlWait();
   PdlTrigger();
   Slice slice;
@@ -169,35 +208,50 @@ __global__ __launch_bounds__(kSampleThreads, 1) void SampleKernel(const SamplePa
   slice.slice_vectors = (vectors + blocks - 1) / blocks;
   slice.first = min(rank * slice.slice_vectors, vectors);
   slice.count = min(slice.slice_vectors, vectors - slice.first);
-  bool ok = true;
-  float raw_max = 0;
-  SampledRow* out = p.out + row;
   Spill spill;
   spill.items = reinterpret_cast<uint64_t*>(static_cast<std::byte*>(p.workspace) + row * spill_bytes);
   spill.mass = reinterpret_cast<double*>(spill.items + spill_bytes / 16 - 1);
-  const int token = Choose(slice, s, blocks, spill, &raw_max, &ok);
-  if (threadIdx.x == 0 && (token >= 0 || (!ok && rank == 0))) {
-    out->token = token;
-    if (p.tokens != nullptr) p.tokens[row] = max(token, 0);
-    *cluster.map_shared_rank(&s.token, 0) = token;
+  SampledRow* out = p.out + row;
+  const Choice choice = Choose(slice, s, blocks, spill);
+  if (threadIdx.x == 0 && (choice.token >= 0 || (!choice.ok && rank == 0))) {
+    out->token = choice.token;
+    if (p.tokens != nullptr) p.tokens[row] = max(choice.token, 0);
+    *cluster.map_shared_rank(&s.token, 0) = choice.token;
   }
-  if (ok && slice.row.top_logprobs >= 0) {
+  if (choice.ok && slice.row.top_logprobs >= 0) {
     const int n = min(slice.row.top_logprobs, kMaxTopLogprobs);
     slice.edit_count = 0;
     cluster.sync();
-    SliceLogprobs(slice, s, raw_max, n);
+    SliceLogprobs(slice, s, choice.raw_max, n);
     cluster.sync();
-    if (rank == 0) WriteLogprobs(slice, s, blocks, raw_max, n, out);
+    if (rank == 0) WriteLogprobs(slice, s, blocks, choice.raw_max, n, out);
   }
   cluster.sync();  // shared memory stays until all have read it
 }
 
-// Blocks per row: as many as the GPU holds at once, since a row is one chain of dependent steps; at most 8, the largest
-// portable cluster (15 of those are resident), and enough that a slice's counts fit into 16 bits.
-int ClusterSize(int rows, int vocab, int num_sms) {
-  const int slice_logits = kMaxSliceVectors * 8;
-  int size = rows * 8 <= num_sms - 12 ? 8 : rows * 4 <= num_sms ? 4 : 2;
-  while (size < kMaxClusterSize && (vocab + size - 1) / size + 8 > slice_logits) size *= 2;
+// How many clusters of `size` blocks the GPU holds at once. The blocks of a cluster share a group of SMs, and the
+// groups are not all a multiple of 4 or 8, so this is less than SMs / size.
+int ResidentClusters(int size) {
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(size));
+  config.blockDim = dim3(kSampleThreads);
+  config.dynamicSmemBytes = sizeof(SampleShared);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  if (cudaOccupancyMaxActiveClusters(&clusters, SampleKernel, &config) != cudaSuccess) return 0;
+  return clusters;
+}
+
+// Blocks per row: as many as the GPU holds at once for all rows, since a row is one chain of dependent steps; at most
+// 8, the largest portable cluster, and enough that a slice fits.
+int ClusterSize(int rows, int vocab) {
+  static const int resident8 = ResidentClusters(8), resident4 = ResidentClusters(4);
+  int size = rows <= resident8 ? 8 : rows <= resident4 ? 4 : 2;
+  while (size < kMaxClusterSize && (vocab + 8 * size - 1) / (8 * size) > kMaxSliceVectors) size *= 2;
   return size;
 }
 
@@ -218,7 +272,7 @@ absl::Status Sample(const SampleParams& p, const LaunchContext& context) {
   cudaError_t error = cudaFuncSetAttribute(SampleKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            static_cast<int>(sizeof(SampleShared)));
   if (error == cudaSuccess) {
-    const int cluster = ClusterSize(p.rows, p.vocab, context.num_sms);
+    const int cluster = ClusterSize(p.rows, p.vocab);
     error = Launch(context, SampleKernel, dim3(p.rows * cluster), dim3(kSampleThreads), sizeof(SampleShared), cluster,
                    p, RowWorkspaceBytes(p.vocab));
   }

@@ -109,8 +109,13 @@ __device__ inline void BuildRegions(const Order& order) {
   SampleShared& s = order.s;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   if (warp == 0) {
-    uint32_t bits = 0;
-    for (int r = 0; r < order.blocks; ++r) bits |= *cg::this_cluster().map_shared_rank(&s.touched_bits[lane], r);
+    uint32_t words[kMaxClusterSize], bits = 0;
+#pragma unroll
+    for (int r = 0; r < kMaxClusterSize; ++r) {
+      words[r] = r < order.blocks ? *cg::this_cluster().map_shared_rank(&s.touched_bits[lane], r) : 0u;
+    }
+#pragma unroll
+    for (int r = 0; r < kMaxClusterSize; ++r) bits |= words[r];
     const int mine = __popc(bits), upto = WarpScan(mine);
     int at = upto - mine;
     for (; bits != 0; bits &= bits - 1)

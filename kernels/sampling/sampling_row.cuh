@@ -36,8 +36,20 @@ struct Decision {
   uint32_t rank;
 };
 
+// Tokens whose key is in neither window of sampling_window.cuh.
+struct Outside {
+  uint32_t gap, tail;
+  double gap_mass, tail_mass;
+};
+struct WindowCut {
+  uint32_t count, in_key;  // tokens up to the cut; those of the last key
+  double mass;
+  bool doubtful;
+};
+inline constexpr int kWindowKeys = 4096;
+
 struct SampleShared {
-  uint32_t counts[32768];  // per 16-bit key, two to a word
+  uint32_t counts[32768];  // per 16-bit key, two to a word; the fast way keeps the slice's logits here
   uint8_t touched[kRegions];
   uint32_t touched_bits[kRegions / 32];
   uint8_t edited[kMaxSliceVectors + 1];  // one bit a logit
@@ -56,6 +68,14 @@ struct SampleShared {
   double region_mass[kRegions];
   uint64_t items[kSharedItems];
   double item_mass[kSharedItems + 1];
+  // Of the fast way (sampling_window.cuh).
+  Outside outside[kSampleWarps], slice_outside;
+  uint32_t scan_count[kSampleWarps], first_count;
+  double scan_mass[kSampleWarps];
+  uint32_t hit[3];
+  WindowCut cut[3];
+
+  __device__ uint32_t* Bins() { return reinterpret_cast<uint32_t*>(items); }
 };
 
 __device__ __forceinline__ uint64_t WarpMin64(uint64_t x) {
@@ -97,11 +117,13 @@ struct Slice {
   SamplingRow row;
   int vocab;
   int first, count;
-  int slice_vectors;  // of every block of the cluster but the last
-  int edit_count;     // 0 also where edits are ignored
+  int slice_vectors;             // of every block of the cluster but the last
+  int edit_count;                // 0 also where edits are ignored
+  const uint4* cache = nullptr;  // the slice in shared memory, or null
 
   // Bits of eight logits; beyond the vocabulary NaN. Aligned rows are read 16 bytes at once.
   __device__ __forceinline__ uint4 Load(int vector) const {
+    if (cache != nullptr) return cache[vector];
     const int id = (first + vector) * 8;
     if (vocab % 8 == 0) return *reinterpret_cast<const uint4*>(logits + id);
     const uint16_t* bits = reinterpret_cast<const uint16_t*>(logits);
@@ -271,6 +293,10 @@ __device__ __forceinline__ void WeighVector(const Slice& slice, const SampleShar
   }
 }
 
+__device__ __forceinline__ float Sum8(const float (&x)[8]) {
+  return ((x[0] + x[1]) + (x[2] + x[3])) + ((x[4] + x[5]) + (x[6] + x[7]));
+}
+
 // Mass of each chunk and of the whole slice (s.summary.mass); ends with a barrier.
 __device__ inline void WeighSlice(const Slice& slice, SampleShared& s, float max, float scale) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunks = (slice.count + 31) / 32;
@@ -278,10 +304,7 @@ __device__ inline void WeighSlice(const Slice& slice, SampleShared& s, float max
     float weight[8] = {};
     const int vector = c * 32 + lane;
     if (vector < slice.count) WeighVector(slice, s, vector, max, scale, weight);
-    double mine = 0;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) mine += static_cast<double>(weight[i]);
-    mine = WarpSumDouble(mine);
+    const double mine = WarpSumDouble(Sum8(weight));
     if (lane == 0) s.chunk_mass[c] = mine;
   }
   __syncthreads();
@@ -317,9 +340,7 @@ __device__ inline int FindByMass(const Slice& slice, SampleShared& s, float max,
   float weight[8] = {};
   const int vector = chunk * 32 + lane;
   if (vector < slice.count) WeighVector(slice, s, vector, max, scale, weight);
-  double mine = 0;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) mine += static_cast<double>(weight[i]);
+  const double mine = Sum8(weight);
   double mass = chunk_before + (WarpScan(mine) - mine);
   int first = -1, last = -1;  // first beyond the target, last with any mass
 #pragma unroll

@@ -49,8 +49,8 @@ def compare(bench, rows, n):
     total, y = (t.cpu().view(torch.int16).to(torch.int32) for t in eager(x, delta, weight))
     different = int((got[1] != y).sum())
     apart = int((got[1] - y).abs().max())
-    ok = bool((got[0] == total).all()) and different <= rows * n // 10000 and apart <= 1
-    print(f"{rows:7} x {n}: {different} of {rows * n} values differ, at most by {apart} step: {'ok' if ok else 'WRONG'}")
+    ok = bool((got[0] == total).all()) and different <= rows * n // 10000 and apart <= 2
+    print(f"{rows:7} x {n}: {different} of {rows * n} values differ, at most by {apart} steps: {'ok' if ok else 'WRONG'}")
     return ok
 
 
@@ -61,12 +61,14 @@ def main():
         for rows in (32768, 65536):
             x, delta, weight = inputs(rows, n)
             us = median_us(lambda: eager(x, delta, weight))
+            fused = median_us(lambda: torch.nn.functional.rms_norm(x, (n,), weight, 1e-5))
             source = torch.randn(rows * 2, n, device="cuda", dtype=torch.bfloat16)
             target = torch.empty_like(source)
             copy = median_us(lambda: target.copy_(source))
             size = 8 * rows * n
-            print(f"{rows:7} x {n}: torch eager {us:9.1f} us {size / us * 1e-6:6.3f} TB/s, driver copy of as many bytes "
-                  f"{copy:9.1f} us {size / copy * 1e-6:6.3f} TB/s", flush=True)
+            print(f"{rows:7} x {n}: torch eager {us:9.1f} us {size / us * 1e-6:6.3f} TB/s; torch's rms_norm without "
+                  f"the residual {fused:9.1f} us {size / 2 / fused * 1e-6:6.3f} TB/s; driver copy of as many bytes as "
+                  f"eager {copy:9.1f} us {size / copy * 1e-6:6.3f} TB/s", flush=True)
     return 0 if good else 1
 
 
