@@ -66,7 +66,10 @@ class StepTest : public ::testing::Test {
     shape->max_tiles = kernels::cuda::MaxPrefillTiles(shape->chunk_tokens, shape->chunks, 64);
     memory_.assign(StepArrays::Bytes(*shape), std::byte{0xee});
     Arena arena(memory_.data());
-    const StepArrays arrays = StepArrays::Carve(*shape, &arena);
+    StepArrays arrays = StepArrays::Carve(*shape, &arena);
+    shape->decode_stride = 256;
+    tables_.resize(256 * 16);
+    arrays.decode_tables = tables_.data();
     status_ = PackStep(plan_, layout_, *shape, pending_, kBlockTokens, 64, options, arrays, packed);
     return arrays;
   }
@@ -78,6 +81,7 @@ class StepTest : public ::testing::Test {
   PendingRows pending_;
   absl::Status status_;
   std::vector<std::byte> memory_;
+  std::vector<int32_t> tables_;
   std::vector<std::unique_ptr<Seq>> seqs_;
   uint32_t next_block_ = 3;
 };
@@ -130,9 +134,17 @@ TEST_F(StepTest, PaddingWritesNothingAndHasNoUnits) {
   shape.decode_limits = DecodeLimitsOf(8, 4096, config_, {});
   memory_.assign(StepArrays::Bytes(shape), std::byte{0xee});
   Arena arena(memory_.data());
-  const StepArrays a = StepArrays::Carve(shape, &arena);
+  StepArrays a = StepArrays::Carve(shape, &arena);
+  shape.decode_stride = 256;
+  tables_.resize(256 * 16);
+  a.decode_tables = tables_.data();
   PackedStep packed;
   ASSERT_TRUE(PackStep(plan_, layout_, shape, pending_, kBlockTokens, 64, {}, a, &packed).ok());
+  EXPECT_TRUE(packed.tables_changed);
+  EXPECT_EQ(packed.table_columns, 13);
+  PackedStep again;
+  ASSERT_TRUE(PackStep(plan_, layout_, shape, pending_, kBlockTokens, 64, {}, a, &again).ok());
+  EXPECT_FALSE(again.tables_changed);
   for (int row = 3; row < 8; ++row) {
     EXPECT_EQ(a.slots[row], -1);
     EXPECT_EQ(a.splits[row], a.splits[row + 1]) << row;
