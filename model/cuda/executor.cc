@@ -75,7 +75,7 @@ CudaExecutor::CudaExecutor(int device, const ModelConfig& config, engine::KvPool
       pool_(pool),
       options_(options),
       sequences_(static_cast<size_t>(BucketOf(static_cast<int>(options.limits.max_sequences)))),
-      edit_builder_(config.vocab_size) {}
+      edit_builder_(config.vocab_size, sequences_) {}
 
 CudaExecutor::~CudaExecutor() {
   cudaSetDevice(device_);
