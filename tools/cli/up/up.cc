@@ -11,12 +11,12 @@
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "base/version.h"
-#include "kvstore/transport/device_memory.h"
 #include "tools/cli/cluster_client.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/paths.h"
 #include "tools/cli/up/banner.h"
 #include "tools/cli/up/cluster_plan.h"
+#include "tools/cli/up/gpus.h"
 #include "tools/cli/up/net.h"
 #include "tools/cli/up/supervisor.h"
 
@@ -75,9 +75,7 @@ int Complain(int code, const absl::Status& why) {
 absl::StatusOr<std::vector<int>> FindGpus(const UpConfig& config) {
   std::string why;
   std::vector<int> found;
-  if (config.device != "cpu") {
-    for (const kvstore::DeviceInfo& d : kvstore::ListDevices(&why)) found.push_back(d.index);
-  }
+  if (config.device != "cpu") found = FindGpusInChild(&why);
   return ChooseGpus(config, found, why);
 }
 
