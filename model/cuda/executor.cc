@@ -260,6 +260,7 @@ absl::Status CudaExecutor::Upload(const engine::StepPlan& plan, const StepLayout
   slot.table_rows = std::max(slot.table_rows, layout.decodes.size());
   AS_RETURN_IF_ERROR(status);
   if (write == WriteKv::kNo) std::fill_n(host.slots, shape.rows(), -1);
+  if (slot.tables_dirty) AS_RETURN_IF_ERROR(UploadTables(slot));
   AS_RETURN_IF_ERROR(UploadEdits(plan, layout, host, slot));
   if (slot.tables_dirty) AS_RETURN_IF_ERROR(UploadTables(slot));
   AS_RETURN_IF_ERROR(
