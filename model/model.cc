@@ -163,7 +163,7 @@ absl::StatusOr<int> DeviceOrdinal(const std::string& device) {
   const std::string_view number = std::string_view(device).substr(std::min<size_t>(device.size(), 5));
   const bool numbered = device.starts_with("cuda:") &&
                         std::from_chars(number.data(), number.data() + number.size(), ordinal).ec == std::errc() &&
-                        std::to_string(ordinal) == number;
+                        ordinal >= 0 && std::to_string(ordinal) == number;
   if (device != "cuda" && !numbered) {
     return absl::InvalidArgumentError(
         base::StrCat("--device \"", device, "\" is not known; use cpu, cuda, cuda:N or auto"));

@@ -125,8 +125,8 @@ struct Pool {
 struct Shape {
   Model model;
   int batch, context, block_tokens, fixed_chunk;
-  int cluster = 0;  // 0: the plan's
-  int blocks_per_sm = 2;
+  int cluster = 0;          // 0: the plan's
+  int combine_kernel = -1;  // -1: the plan's
 };
 
 class Case {
@@ -148,10 +148,8 @@ class Case {
     Put(tables_, ids);
     const std::vector<int32_t> lengths(static_cast<size_t>(shape.batch), shape.context);
     limits_ = DecodeLimits(shape.batch, shape.context, kSms, shape.fixed_chunk, m.kv_heads, m.head_dim);
-    if (shape.cluster > 0) {
-      limits_.cluster = shape.cluster;
-      limits_.blocks_per_sm = shape.blocks_per_sm;
-    }
+    if (shape.cluster > 0) limits_.cluster = shape.cluster;
+    if (shape.combine_kernel >= 0) limits_.combine_kernel = shape.combine_kernel != 0;
     std::vector<DecodeUnit> units(static_cast<size_t>(limits_.max_units));
     std::vector<int32_t> splits(lengths.size() + 1);
     unit_count_ = PlanDecode(lengths.data(), shape.batch, shape.block_tokens, kSms, shape.fixed_chunk, limits_,
@@ -183,7 +181,7 @@ class Case {
     base_.splits = splits_;
     base_.max_units = limits_.max_units;
     base_.cluster = limits_.cluster;
-    base_.blocks_per_sm = limits_.blocks_per_sm;
+    base_.combine_kernel = limits_.combine_kernel;
     base_.workspace = workspace_;
     base_.workspace_bytes = workspace_bytes_;
   }
@@ -272,17 +270,14 @@ void RunShape(const Shape& shape, const Pool& pool, uint32_t* sink, bool all_var
 // Which cluster and chunk are best for small batches.
 void SweepClusters(const Model& model, const Pool& pool, uint32_t* sink) {
   for (const auto& [batch, context] :
-       {std::pair(1, 1024), std::pair(1, 4096), std::pair(1, 8192), std::pair(1, 32768), std::pair(2, 1024),
+       {std::pair(1, 1024), std::pair(1, 2048), std::pair(1, 16384), std::pair(2, 8192), std::pair(2, 1024),
         std::pair(4, 1024), std::pair(4, 4096), std::pair(8, 1024)}) {
-    for (int cluster : {1, 2, 4, 8, 16}) {
-      for (int blocks_per_sm : {1, 2}) {
-        for (int units : {1, 2, 3}) {
-          const int chunk = (context / units + 15) / 16 * 16;
-          const int blocks = batch * units * cluster * model.kv_heads;
-          if (chunk < 32 * cluster || blocks > 132 * blocks_per_sm || blocks < 32) continue;
-          std::printf("%d/SM ", blocks_per_sm);
-          RunShape({model, batch, context, 16, chunk, cluster, blocks_per_sm}, pool, sink, false);
-        }
+    for (int cluster : {1, 2, 4, 8}) {
+      for (int units : {1, 2, 3, 4, 6, 8, 16}) {
+        const int chunk = (context / units + 15) / 16 * 16;
+        const int blocks = batch * units * cluster * model.kv_heads;
+        if (chunk < 128 * cluster || blocks > 264 || blocks < 64) continue;
+        RunShape({model, batch, context, 16, chunk, cluster, 0}, pool, sink, false);
       }
     }
   }
@@ -330,12 +325,16 @@ int main(int argc, char** argv) {
     RunShape({model, 256, 1024, 16, 0}, pool, sink, false);
     RunShape({model, long_batch, 4096, 16, 0}, pool, sink, false);
     RunShape({model, 64, 4096, 16, 512}, pool, sink, false);
+    RunShape({model, 64, 4096, 16, 512, 0, 0}, pool, sink, false);
     RunShape({model, 64, 4096, 64, 0}, pool, sink, false);
     if (quick) continue;
     RunShape({model, 16, 8192, 16, 0}, pool, sink, false);
     RunShape({model, 64, 4096, 16, 1024}, pool, sink, false);
     RunShape({model, 64, 4096, 16, 2048}, pool, sink, false);
     RunShape({model, 1, 8192, 16, 512}, pool, sink, false);
+    RunShape({model, 1, 8192, 16, 512, 0, 0}, pool, sink, false);
+    RunShape({model, 1, 1024, 16, 512}, pool, sink, false);
+    RunShape({model, 1, 1024, 16, 512, 0, 0}, pool, sink, false);
   }
   CheckCuda(cudaDeviceSynchronize(), "end");
   if (json != nullptr) std::fclose(json);

@@ -1,14 +1,14 @@
 // The decode attention kernel: one query row a sequence against its paged KV, split over the KV positions.
 //
-// A task is (unit, KV head): the q rows of one head group against the unit's positions. A cluster of 1 to 16 blocks
-// runs one task at a time; all its warps take the unit's 16-position tiles in turn, each with an own ring of shared
-// memory filled by asynchronous copies (the next task's first ones start before this one's results are merged), so no
-// barrier is needed until then. Per tile a warp computes
+// A task is (unit, KV head): the q rows of one head group against the unit's positions. A cluster of 1 to 8 blocks runs
+// one task at a time; all its warps take the unit's 16-position tiles in turn, each with an own ring of shared memory
+// filled by asynchronous copies (the next task's first ones start before this one's results are merged), so no barrier
+// is needed until then. Per tile a warp computes
 //   S[8][16] = q K^T, online softmax, O[8][head_dim] += P V
 // with m16n8k16 products whose A rows 8-15 are zero (a group has at most 8 q rows). The warps are merged through shared
 // memory, the blocks of a cluster by reading each other's. If a row has one unit, that is the output; else it goes to
-// the workspace as (O, max, sum) in fp32, and the block that arrives last at the row's counter adds up the parts in an
-// order fixed by their number. Nothing depends on timing: same inputs, same bits.
+// the workspace as (O, max, sum) in fp32, and the block that arrives last at the row's counter, or a second kernel,
+// adds up the parts in an order fixed by their number. Nothing depends on timing: same inputs, same bits.
 //
 // Under programmatic dependent launch the plan, the tables and all KV but each sequence's newest row are read before
 // the wait: they are older than the kernel before (attention_cuda.h says so to callers).
@@ -110,8 +110,6 @@ __global__ void __launch_bounds__(C::kThreads, 2) DecodeAttentionKernel(DecodeAt
     PdlWait();  // the next kernel may rely on all before this one
   }
   PdlTrigger();
-  Arrival arrival;
-  int* flag = reinterpret_cast<int*>(shared + C::kFlag);
   while (unit.row >= 0) {
     const int unit_index = task / kv_heads, head = task % kv_heads;
     const int parts = p.splits[unit.row + 1] - p.splits[unit.row];
@@ -127,39 +125,48 @@ __global__ void __launch_bounds__(C::kThreads, 2) DecodeAttentionKernel(DecodeAt
       tiles.Start(p, next, task % kv_heads);
       tiles.CopyFirst(p, ring, INT_MAX);
     }
-    arrival.Take(flag);
     __syncthreads();
     MergeUnit<C>(p, workspace, unit_index, unit.row, parts == 1, head * group, group, shared);
+    const bool combine = parts > 1 && !p.combine_kernel &&
+                         LastToArrive(workspace.counters + unit.row * kv_heads + head, parts * blocks,
+                                      reinterpret_cast<int*>(shared + C::kFlag));
     if (blocks > 1) ClusterWait();
-    arrival.template CombineIfLast<C>(p, workspace, group, flag, shared);
-    __syncthreads();  // the last stages and the scratch are free
-    if (parts > 1) {
-      arrival.Post(workspace.counters + unit.row * kv_heads + head, unit.row, head, unit_index - unit.split, parts,
-                   parts * blocks);
+    if (combine) {
+      CombineSplits<C>(p, workspace, unit_index - unit.split, parts, head * group, group, unit.row,
+                       shared + C::kScratch);
     }
+    __syncthreads();  // the last stages and the scratch are free
     unit = next;
   }
-  arrival.Take(flag);
-  __syncthreads();
-  arrival.template CombineIfLast<C>(p, workspace, group, flag, shared);
+}
+
+// For many short units: the counters' fences would hold up the copies in flight, a kernel boundary does not.
+template <typename C>
+__global__ void __launch_bounds__(C::kThreads) CombineSplitsKernel(DecodeAttentionParams p, int group) {
+  extern __shared__ __align__(1024) char shared[];  // kScratchBytes
+  PdlWait();
+  PdlTrigger();
+  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  const int first_unit = p.splits[row], parts = p.splits[row + 1] - first_unit;
+  if (parts < 2) return;
+  const DecodeWorkspace workspace = CarveDecodeWorkspace(p.workspace, p.max_units, p.q_heads);
+  CombineSplits<C>(p, workspace, first_unit, parts, head * group, group, row, shared);
 }
 
 template <typename C>
 cudaError_t LaunchDecodeAttention(const DecodeAttentionParams& params, const LaunchContext& context) {
   const auto kernel = DecodeAttentionKernel<C>;
-  const void* function = reinterpret_cast<const void*>(kernel);
-  static_assert(2 * (C::kSharedBytes + 1024) <= 228 * 1024);  // two fit on an SM
-  const int shared_bytes = params.blocks_per_sm == 1 ? std::max(C::kSharedBytes, 116 * 1024) : C::kSharedBytes;
-  cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (error == cudaSuccess && params.cluster > 8) {
-    error = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  }
+  static_assert(2 * (C::kSharedBytes + 1024) <= 228 * 1024);  // two blocks fit on an SM
+  cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes);
   if (error != cudaSuccess) return error;
-  const int kv_heads = static_cast<int>(params.kv.kv_heads);
-  const int tasks = params.max_units * kv_heads;
-  const int clusters = std::min(tasks, std::max(1, context.num_sms * params.blocks_per_sm / params.cluster));
-  return Launch(context, kernel, dim3(static_cast<unsigned>(clusters * params.cluster)), dim3(C::kThreads),
-                static_cast<size_t>(shared_bytes), params.cluster, params, params.q_heads / kv_heads);
+  const int kv_heads = static_cast<int>(params.kv.kv_heads), group = params.q_heads / kv_heads;
+  const int clusters = std::min(params.max_units * kv_heads, std::max(1, context.num_sms * 2 / params.cluster));
+  error = Launch(context, kernel, dim3(static_cast<unsigned>(clusters * params.cluster)), dim3(C::kThreads),
+                 C::kSharedBytes, params.cluster, params, group);
+  if (error != cudaSuccess || !params.combine_kernel) return error;
+  return Launch(context, CombineSplitsKernel<C>, dim3(static_cast<unsigned>(params.rows), kv_heads), dim3(C::kThreads),
+                C::kScratchBytes, 1, params, group);
 }
 
 }  // namespace agentserve::kernels::cuda

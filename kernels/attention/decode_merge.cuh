@@ -51,7 +51,7 @@ __device__ __forceinline__ MergedPair MergeWarps(const char* shared, const float
 template <typename C>
 __device__ __forceinline__ MergedPair MergeBlocks(uint32_t shared_o, uint32_t shared_stats, int blocks, int row,
                                                   int dim) {
-  constexpr int kMaxBlocks = 16;
+  constexpr int kMaxBlocks = 8;
   float2 o[kMaxBlocks], stats[kMaxBlocks];
   MergedPair m{{0, 0}, kNoScore, 0};
 #pragma unroll
@@ -73,19 +73,19 @@ __device__ __forceinline__ MergedPair MergeBlocks(uint32_t shared_o, uint32_t sh
   return m;
 }
 
-// Adds up the parts of a row's head group in the order of the splits, several threads a value: thread group j takes
+// Adds up the parts of a row's head group, several threads a value: thread group j takes
 // splits j, j + n, ..., and the groups are added in their order.
 template <typename C>
 __device__ __forceinline__ void CombineSplits(const DecodeAttentionParams& p, const DecodeWorkspace& workspace,
                                               int first_unit, int splits, int first_head, int group, int64_t row,
-                                              char* shared) {
+                                              char* scratch) {
   constexpr int kVectors = C::kHeadDim / 4;
   const int items = group * kVectors;
   const int lanes = min(items, C::kThreads);  // values worked on at once
   const int parts = C::kThreads / lanes;
   const int part = static_cast<int>(threadIdx.x) / lanes;
-  float4* shared_o = reinterpret_cast<float4*>(shared + C::kScratch);
-  float2* shared_stats = reinterpret_cast<float2*>(shared + C::kScratch + C::kThreads * sizeof(float4));
+  float4* shared_o = reinterpret_cast<float4*>(scratch);
+  float2* shared_stats = reinterpret_cast<float2*>(scratch + C::kThreads * sizeof(float4));
   for (int base = 0; base < items; base += lanes) {
     const int item = base + static_cast<int>(threadIdx.x) % lanes;
     const int head = first_head + item / kVectors;
@@ -126,45 +126,19 @@ __device__ __forceinline__ void CombineSplits(const DecodeAttentionParams& p, co
   }
 }
 
-// How the parts of a row meet: each block that has stored its part adds one to the row's counter; the one that finds it
-// complete adds up the parts. The answer of the counter is not awaited at once, because under load it takes about as
-// long as the tiles of a short unit: Post sends, and a task later Take asks what came back.
-class Arrival {
- public:
-  // After a barrier that follows the block's stores.
-  __device__ __forceinline__ void Post(int* counter, int row, int head, int first_unit, int parts, int expected) {
-    counter_ = counter;
-    row_ = row;
-    head_ = head;
-    first_unit_ = first_unit;
-    parts_ = parts;
-    expected_ = expected;
-    if (threadIdx.x != 0) return;
-    asm volatile("atom.add.release.gpu.global.s32 %0, [%1], 1;" : "=r"(before_) : "l"(counter) : "memory");
-  }
-  // By thread 0, before a barrier. Leaves the counter zero if all have arrived; then what they stored is visible.
-  __device__ __forceinline__ void Take(int* flag) {
-    if (parts_ == 0 || threadIdx.x != 0) return;
-    const bool last = before_ == expected_ - 1;
+// True in every thread of the block that is the last of `splits` to get here; it then sees what the others wrote
+// before. Leaves the counter zero.
+__device__ __forceinline__ bool LastToArrive(int* counter, int splits, int* flag) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    const bool last = atomicAdd(counter, 1) == splits - 1;
+    if (last) *counter = 0;
+    __threadfence();
     *flag = last;
-    if (!last) return;
-    asm volatile("fence.acq_rel.gpu;" ::: "memory");
-    *counter_ = 0;
   }
-  // After that barrier: adds up the parts if this block is to. No more is pending then.
-  template <typename C>
-  __device__ __forceinline__ void CombineIfLast(const DecodeAttentionParams& p, const DecodeWorkspace& workspace,
-                                                int group, const int* flag, char* shared) {
-    if (parts_ > 0 && *flag != 0)
-      CombineSplits<C>(p, workspace, first_unit_, parts_, head_ * group, group, row_, shared);
-    parts_ = 0;
-  }
-
- private:
-  int* counter_;
-  int row_, head_, first_unit_;
-  int parts_ = 0;  // of the pending row; 0: nothing is pending
-  int expected_, before_;
-};
+  __syncthreads();
+  return *flag != 0;
+}
 
 }  // namespace agentserve::kernels::cuda

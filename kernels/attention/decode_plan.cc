@@ -11,14 +11,14 @@ namespace {
 constexpr int kBlocksPerSm = 2;
 // Shortest unit: one 16-position tile for each of 8 warps. Shorter ones only add partial results.
 constexpr int kMinChunk = 128;
-// The rest is the cost model, in positions that one thread block reads in the time; fitted to measurements on an H200
-// (README.md). A unit costs as much as kUnitOverhead positions beside its own; a row that is split must be put together
-// again, which costs more the more parts there are; and from kSaturating thread blocks on, more of them only share the
-// memory's bandwidth.
-constexpr int kUnitOverhead = 64;
-constexpr int kCombineCost = 350;
-constexpr int kPartCost = 20;
-constexpr int kSaturating = 90;
+// The rest is the cost model, in the time in which a thread block alone on the GPU reads one position; fitted to
+// measurements on an H200 (README.md). With n blocks running, a position takes 1 + n / kSharing: they share the
+// memory's bandwidth. A unit costs kUnitOverhead positions beside its own. A row that is split must be put together
+// again, which costs more the more parts there are.
+constexpr int kSharing = 42;
+constexpr int kUnitOverhead = 32;
+constexpr int kCombineCost = 870;
+constexpr int kPartCost = 30;
 // Most units a slot of an adaptive plan gets, beyond one a row.
 constexpr int kMaxWaves = 4;
 
@@ -46,8 +46,7 @@ struct Batch {
   int32_t longest = 0;
 };
 
-// Estimated time of a plan with this chunk; unit u runs on slot u % slots. While n blocks run, each gets
-// min(1, kSaturating / n) positions a unit of time.
+// Estimated time of a plan with this chunk; unit u runs on slot u % slots.
 int64_t Cost(const Batch& batch, int chunk, const DecodePlanLimits& limits, std::vector<int64_t>& load) {
   std::fill(load.begin(), load.end(), 0);
   size_t slot = 0;
@@ -61,32 +60,39 @@ int64_t Cost(const Batch& batch, int chunk, const DecodePlanLimits& limits, std:
   int64_t time = 0, done = 0;
   for (size_t i = 0; i < load.size(); ++i) {
     const int64_t blocks = static_cast<int64_t>(load.size() - i) * limits.cluster * limits.kv_heads;
-    time += (load[i] - done) * std::max<int64_t>(kSaturating, blocks) / kSaturating;
+    time += (load[i] - done) * (kSharing + blocks);
     done = load[i];
   }
   const int64_t parts = CeilDiv(batch.longest, chunk);
-  return time + (parts > 1 ? kCombineCost + kPartCost * parts : 0);
+  return time / kSharing + (parts > 1 ? kCombineCost + kPartCost * parts : 0);
 }
 
-// The cheapest chunk among: no splits, and those that make about a quarter, two quarters, ... of kMaxWaves units a
-// slot.
+// The cheapest chunk among: the longest row in 1, 2, 3, ... even parts, and those that make about a quarter, two
+// quarters, ... of kMaxWaves units a slot.
 int AdaptiveChunk(const Batch& batch, int block_tokens, int num_sms, const DecodePlanLimits& limits) {
+  constexpr int kMaxParts = 33;
   const int slots = Slots(num_sms, limits.kv_heads, limits.cluster);
   const int shortest = RoundUp(kMinChunk * limits.cluster, block_tokens);
   std::vector<int64_t> load(static_cast<size_t>(slots));
   int best = RoundUp(std::max(batch.longest, shortest), block_tokens);
   int64_t best_cost = Cost(batch, best, limits, load);
-  int last = best;
-  for (int quarter = 1; quarter <= 4 * kMaxWaves; ++quarter) {
-    const int chunk = std::max(shortest, RoundUp(CeilDiv(batch.total * 4, int64_t{quarter} * slots), block_tokens));
-    if (chunk >= last) continue;
-    last = chunk;
-    if (CountUnits(batch.kv_lengths, batch.rows, chunk) > limits.max_units) break;
-    const int64_t cost = Cost(batch, chunk, limits, load);
+  // False if no shorter chunk is possible.
+  const auto consider = [&](int64_t positions) {
+    const int chunk = std::max(shortest, RoundUp(positions, block_tokens));
+    const int64_t units = CountUnits(batch.kv_lengths, batch.rows, chunk);
+    if (units > limits.max_units) return false;
+    // Clusters of 8 that do not fill the GPU land unevenly on its parts; measured slower than none or all of them.
+    const bool uneven = limits.cluster == 8 && units < slots;
+    const int64_t cost = uneven || chunk >= batch.longest ? best_cost : Cost(batch, chunk, limits, load);
     if (cost < best_cost) {
       best = chunk;
       best_cost = cost;
     }
+    return chunk > shortest;
+  };
+  for (int parts = 2; parts <= kMaxParts && consider(CeilDiv(batch.longest, parts)); ++parts) continue;
+  for (int quarter = 1; quarter <= 4 * kMaxWaves; ++quarter) {
+    if (!consider(CeilDiv(batch.total * 4, int64_t{quarter} * slots))) break;
   }
   return best;
 }
@@ -109,6 +115,7 @@ DecodePlanLimits DecodeLimits(int max_rows, int max_context, int num_sms, int fi
   limits.kv_heads = kv_heads;
   if (fixed_chunk > 0) {
     limits.max_units = static_cast<int>(max_rows * CeilDiv(max_context, fixed_chunk));
+    limits.combine_kernel = true;
   } else {
     limits.cluster = ClusterFor(max_rows, max_context, num_sms, kv_heads, head_dim);
     limits.max_units = max_rows + kMaxWaves * Slots(num_sms, kv_heads, limits.cluster);

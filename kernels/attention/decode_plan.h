@@ -20,11 +20,11 @@ struct DecodePlanLimits {
   int max_units = 0;  // also the number of partial results
   int max_context = 0;
   int kv_heads = 8;
-  // Thread blocks that share a unit and a KV head: 1, 2, 4, 8 or 16. More for the smallest batches, which then need
+  // Thread blocks that share a unit and a KV head: 1, 2, 4 or 8. More for the smallest batches, which then need
   // fewer partial results; 1 with a fixed chunk.
   int cluster = 1;
-  // 1: the blocks are few and must not be packed in pairs on half of the SMs.
-  int blocks_per_sm = 2;
+  // Parts of split rows are added up by a second kernel. So with a fixed chunk, where most rows are split.
+  bool combine_kernel = false;
 };
 // Limits for plans with that `fixed_chunk` (0: adaptive). A fixed chunk needs room for every row at max_context.
 DecodePlanLimits DecodeLimits(int max_rows, int max_context, int num_sms, int fixed_chunk = 0, int kv_heads = 8,

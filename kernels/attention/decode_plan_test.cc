@@ -98,8 +98,7 @@ TEST(DecodePlan, OneSequenceIsSpreadOverTheGpu) {
   // A cluster of 8 for each of 8 heads; split only when that is too few blocks.
   EXPECT_EQ(DecodeLimits(1, 1 << 17, kSms).cluster, 8);
   EXPECT_EQ(Make({1024}, 16, 0).count, 1);
-  EXPECT_GE(Make({32768}, 16, 0).count, 2);
-  EXPECT_LE(Make({32768}, 16, 0).count, 3);
+  EXPECT_EQ(Make({32768}, 16, 0).count, 3);
   // A head alone needs more units.
   EXPECT_GE(Make({32768}, 16, 0, 1).count, 8);
   EXPECT_EQ(DecodeLimits(1, 1 << 17, kSms, 512).cluster, 1);

@@ -1,4 +1,4 @@
-// Prefill attention for Hopper: one producer warp feeds K and V tiles by TMA (one box per page), kWarpgroups consumer
+// Prefill attention for Hopper: two producer threads feed K and V tiles by TMA (one box per page), kWarpgroups consumer
 // warpgroups of 64 query rows each do S = Q K^T, softmax in registers and O += P V with P as register operand.
 //
 // Work items are (tile, head), longest tiles first, heads innermost so that the heads of a group share K and V in L2.
@@ -22,19 +22,26 @@
 
 namespace agentserve::kernels::cuda {
 
-template <int kHeadDim, int kWarpgroupCount, int kKeys, int kStageCount, int kPolynomial, bool kTurns, int kPartCount>
+// How the warpgroups take turns at the tensor cores: not at all; each issues after the one before has issued; each
+// issues when the scores of the one before are complete.
+enum class PrefillTurns { kNone, kIssue, kScores };
+
+template <int kHeadDim, int kWarpgroupCount, int kQueryStages, int kStageCount, int kPolynomial, PrefillTurns kTurnMode,
+          int kPartCount>
 struct PrefillConfig {
   static constexpr int kD = kHeadDim;
   static constexpr int kWarpgroups = kWarpgroupCount;
   static constexpr int kM = 64 * kWarpgroups;
-  static constexpr int kN = kKeys;
+  static constexpr int kN = 128;  // a multiple of every page_rows
+  static constexpr int kQStages = kQueryStages;
+  static constexpr int kItems = kQStages + 1;  // the last one's output is stored while the next one's Q is in use
   static constexpr int kStages = kStageCount;
   static constexpr int kPolyEvery = kPolynomial;
-  static constexpr bool kPingPong = kTurns;  // warpgroups issue their products in turn
+  static constexpr PrefillTurns kTurns = kTurnMode;
   static constexpr int kParts = kPartCount;
   static constexpr int kThreads = 128 * (kWarpgroups + 1);
-  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 24 : 32;
-  static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 240 : 160;
+  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 232 : 160;
   static constexpr int kHalves = kD / 64;  // tiles are stored as halves of 64 columns, 128 bytes a row
   static constexpr int kQBytes = kM * kD * 2;
   static constexpr int kKvBytes = kN * kD * 2;
@@ -50,11 +57,11 @@ struct PrefillItem {
 
 template <typename C>
 struct alignas(1024) PrefillShared {
-  uint8_t q[2][C::kQBytes];
+  uint8_t q[C::kQStages][C::kQBytes];
   uint8_t k[C::kStages][C::kKvBytes];
   uint8_t v[C::kStages][C::kKvBytes];
-  PrefillItem items[2];
-  uint64_t q_full[2], q_empty[2];
+  PrefillItem items[C::kItems];
+  uint64_t q_full[C::kQStages], q_empty[C::kQStages];
   uint64_t k_full[C::kStages], k_empty[C::kStages], v_full[C::kStages], v_empty[C::kStages];
 };
 
@@ -75,96 +82,127 @@ __device__ __forceinline__ PrefillItem DecodeItem(const PrefillLaunch& launch, i
   if (index >= launch.items) return item;
   const PrefillAttentionParams& p = launch.params;
   const int tile_index = index / p.q_heads;
-  const int32_t packed = Uniform(p.tiles[tile_index]);
+  const int32_t packed = p.tiles[tile_index];
   item.sequence = PrefillTileSequence(packed);
   const int offset = PrefillTileIndex(packed) * C::kM;
-  const int first = Uniform(p.cu_tokens[item.sequence]);
+  const int first = p.cu_tokens[item.sequence];
   item.head = index - tile_index * p.q_heads;
   item.kv_head = item.head / (p.q_heads / static_cast<int>(p.kv.kv_heads));
   item.row0 = first + offset;
-  item.rows = min(C::kM, Uniform(p.cu_tokens[item.sequence + 1]) - item.row0);
-  item.position = Uniform(p.starts[item.sequence]) + offset;
+  item.rows = min(C::kM, p.cu_tokens[item.sequence + 1] - item.row0);
+  item.position = p.starts[item.sequence] + offset;
   item.key_tiles = (item.position + item.rows + C::kN - 1) / C::kN;
   return item;
 }
 
-// Boxes of one K or V tile. Lane i of the warp knows the block of page i (-1 past the end: reads as zeros).
+// Walks the key tiles of one item and brings K or V of each into its ring; one thread. Straight code with the block ids
+// in registers: at 2 KB a box the rate of issue matters.
 template <typename C>
-__device__ __forceinline__ void LoadPages(const CUtensorMap& map, uint8_t* stage, uint64_t* barrier, int block, int row,
-                                          int pages, int page_bytes) {
-  for (int page = 0; page < pages; ++page) {
-    const int page_block = __shfl_sync(0xffffffffu, block, page);
-    const int page_row = __shfl_sync(0xffffffffu, row, page);
-    if (threadIdx.x % 32 == 0) {
+struct PageLoader {
+  static constexpr int kMaxPages = C::kN / 16;
+  const PrefillLaunch& launch;
+  const CUtensorMap& map;
+  uint8_t (&stages)[C::kStages][C::kKvBytes];
+  uint64_t (&full)[C::kStages];
+  uint64_t (&empty)[C::kStages];
+  RingPosition<C::kStages> at = {};
+
+  // Blocks of the pages of a tile; -1 past the end, which reads as zeros.
+  __device__ __forceinline__ void ReadBlocks(const int32_t* table, int first_page, int end_page, int pages,
+                                             int pages_per_block, int (&blocks)[kMaxPages]) {
 #pragma unroll
-      for (int half = 0; half < C::kHalves; ++half) {
-        TmaLoad3d(stage + half * (C::kN * 128) + page * page_bytes, &map, barrier, half * 64, page_row, page_block);
-      }
+    for (int i = 0; i < kMaxPages; ++i) {
+      const int page = first_page + i;
+      blocks[i] = -1;
+      if (i < pages && page < end_page) blocks[i] = table[pages_per_block == 1 ? page : page / pages_per_block];
     }
   }
-}
 
-// One warp.
+  __device__ __forceinline__ void Load(const PrefillItem& item) {
+    const PagedKv& kv = launch.params.kv;
+    const int page_rows = launch.page_rows, pages = C::kN / page_rows;
+    const int pages_per_block = launch.pages_per_block;
+    const int end_page = (item.position + item.rows + page_rows - 1) / page_rows;
+    const int32_t* table =
+        launch.params.block_tables + static_cast<int64_t>(item.sequence) * launch.params.table_stride;
+    const int head_row = item.kv_head * static_cast<int>(kv.block_tokens);
+    int blocks[kMaxPages];
+    ReadBlocks(table, 0, end_page, pages, pages_per_block, blocks);
+    for (int tile = 0; tile < item.key_tiles; ++tile) {
+      Wait(&empty[at.index], at.phase ^ 1);
+      MbarrierArriveExpect(&full[at.index], C::kKvBytes);
+      uint8_t* to = stages[at.index];
+#pragma unroll
+      for (int i = 0; i < kMaxPages; ++i) {
+        if (i >= pages) break;
+        const int row = pages_per_block == 1 ? head_row : head_row + (tile * pages + i) % pages_per_block * page_rows;
+#pragma unroll
+        for (int half = 0; half < C::kHalves; ++half) {
+          TmaLoad3d(to + half * (C::kN * 128) + i * page_rows * 128, &map, &full[at.index], half * 64, row, blocks[i]);
+        }
+      }
+      ReadBlocks(table, (tile + 1) * pages, end_page, pages, pages_per_block, blocks);
+      at.Advance();
+    }
+  }
+};
+
+// One thread: hands out the items, loads Q and K.
 template <typename C>
-__device__ __forceinline__ void Produce(const PrefillLaunch& launch, PrefillShared<C>& shared) {
-  const PrefillAttentionParams& p = launch.params;
-  const int lane = threadIdx.x % 32;
-  const int block_tokens = static_cast<int>(p.kv.block_tokens);
-  const int pages = C::kN / launch.page_rows, page_bytes = launch.page_rows * 128;
-  RingPosition<2> q_at;
-  RingPosition<C::kStages> at;
+__device__ __forceinline__ void ProduceKeys(const PrefillLaunch& launch, PrefillShared<C>& shared) {
+  PageLoader<C> loader{launch, launch.k, shared.k, shared.k_full, shared.k_empty};
+  RingPosition<C::kQStages> q_at;
+  RingPosition<C::kItems> item_at;
   int next = blockIdx.x;
   for (int round = 1;; ++round) {
     const PrefillItem item = DecodeItem<C>(launch, next);
     Wait(&shared.q_empty[q_at.index], q_at.phase ^ 1);
-    if (lane == 0) {
-      shared.items[q_at.index] = item;
-      if (item.key_tiles == 0) {
-        MbarrierArrive(&shared.q_full[q_at.index]);
-      } else {
-        MbarrierArriveExpect(&shared.q_full[q_at.index], C::kQBytes);
-#pragma unroll
-        for (int half = 0; half < C::kHalves; ++half) {
-          TmaLoad3d(shared.q[q_at.index] + half * (C::kM * 128), &launch.q, &shared.q_full[q_at.index], half * 64,
-                    item.head, item.row0);
-        }
-      }
+    shared.items[item_at.index] = item;
+    if (item.key_tiles == 0) {
+      MbarrierArrive(&shared.q_full[q_at.index]);
+      break;
     }
-    if (item.key_tiles == 0) break;
+    MbarrierArriveExpect(&shared.q_full[q_at.index], C::kQBytes);
+#pragma unroll
+    for (int half = 0; half < C::kHalves; ++half) {
+      TmaLoad3d(shared.q[q_at.index] + half * (C::kM * 128), &launch.q, &shared.q_full[q_at.index], half * 64,
+                item.head, item.row0);
+    }
     q_at.Advance();
+    item_at.Advance();
     if (launch.counters != nullptr) {
-      if (lane == 0) next = atomicAdd(&launch.counters[0], 1) + static_cast<int>(gridDim.x);
-      next = Uniform(next);
+      next = atomicAdd(&launch.counters[0], 1) + static_cast<int>(gridDim.x);
     } else {
       // Back and forth, so that the blocks with the longest tile of one round get the shortest of the next.
       const int column = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
       next = round * static_cast<int>(gridDim.x) + column;
     }
-    const int32_t* table = p.block_tables + static_cast<int64_t>(item.sequence) * p.table_stride;
-    const int end = item.position + item.rows;
-    for (int tile = 0; tile < item.key_tiles; ++tile) {
-      const int key = tile * C::kN + lane * launch.page_rows;
-      const bool used = lane < pages && key < end;
-      const int block = used ? table[key / block_tokens] : -1;
-      const int row = item.kv_head * block_tokens + key % block_tokens;
-      Wait(&shared.k_empty[at.index], at.phase ^ 1);
-      if (lane == 0) MbarrierArriveExpect(&shared.k_full[at.index], C::kKvBytes);
-      __syncwarp();
-      LoadPages<C>(launch.k, shared.k[at.index], &shared.k_full[at.index], block, row, pages, page_bytes);
-      Wait(&shared.v_empty[at.index], at.phase ^ 1);
-      if (lane == 0) MbarrierArriveExpect(&shared.v_full[at.index], C::kKvBytes);
-      __syncwarp();
-      LoadPages<C>(launch.v, shared.v[at.index], &shared.v_full[at.index], block, row, pages, page_bytes);
-      at.Advance();
-    }
+    loader.Load(item);
   }
   // The last block to finish leaves the counters zero.
-  if (launch.counters != nullptr && lane == 0) {
+  if (launch.counters != nullptr) {
     __threadfence();
     if (atomicAdd(&launch.counters[1], 1) == static_cast<int>(gridDim.x) - 1) {
       atomicExch(&launch.counters[0], 0);
       atomicExch(&launch.counters[1], 0);
     }
+  }
+}
+
+// One thread: loads V of the items handed out.
+template <typename C>
+__device__ __forceinline__ void ProduceValues(const PrefillLaunch& launch, PrefillShared<C>& shared) {
+  PageLoader<C> loader{launch, launch.v, shared.v, shared.v_full, shared.v_empty};
+  RingPosition<C::kQStages> q_at;
+  RingPosition<C::kItems> item_at;
+  while (true) {
+    Wait(&shared.q_full[q_at.index], q_at.phase);
+    const PrefillItem item = shared.items[item_at.index];
+    if (item.key_tiles == 0) break;
+    MbarrierArrive(&shared.q_empty[q_at.index]);
+    loader.Load(item);
+    q_at.Advance();
+    item_at.Advance();
   }
 }
 
@@ -260,7 +298,7 @@ __device__ __forceinline__ void StoreOutput(const PrefillAttentionParams& p, con
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int at = 4 * (4 * group + j) + 2 * half;
-        word[j] = PackPair(o[at] * inverse, o[at + 1] * inverse);
+        word[j] = PackBf16(o[at] * inverse, o[at + 1] * inverse);
       }
       const uint4 vector = TransposeQuad(word);
       if (row < item.rows) *reinterpret_cast<uint4*>(to + group * 32) = vector;
@@ -268,15 +306,14 @@ __device__ __forceinline__ void StoreOutput(const PrefillAttentionParams& p, con
   }
 }
 
-// Turns: warpgroup w issues its products only after warpgroup w - 1 has issued, so that they stay out of phase and one
-// computes powers while another uses the tensor cores.
+// Turns keep the warpgroups out of phase, so that one computes powers while another uses the tensor cores.
 template <typename C>
 __device__ __forceinline__ void TakeTurn(int warpgroup) {
-  if constexpr (C::kPingPong) NamedBarrierSync(1 + warpgroup, 256);
+  if constexpr (C::kTurns != PrefillTurns::kNone) NamedBarrierSync(1 + warpgroup, 256);
 }
 template <typename C>
 __device__ __forceinline__ void PassTurn(int warpgroup) {
-  if constexpr (C::kPingPong) NamedBarrierArrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
+  if constexpr (C::kTurns != PrefillTurns::kNone) NamedBarrierArrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
 }
 
 template <typename C>
@@ -313,10 +350,16 @@ struct Consumer {
     }
   }
 
-  // All key tiles of the item in this slot.
-  __device__ __forceinline__ void Run(uint32_t slot) {
-    const PrefillItem& item = shared.items[slot];
-    const uint8_t* q = shared.q[slot] + warpgroup * 8192;
+  // Waits for the products just issued, all but the last kPending groups, if the next warpgroup's turn depends on them.
+  template <int kPending>
+  __device__ __forceinline__ void EndTurn() {
+    if constexpr (C::kTurns == PrefillTurns::kScores) WgmmaWait<kPending>();
+    PassTurn<C>(warpgroup);
+  }
+
+  // All key tiles of an item.
+  __device__ __forceinline__ void Run(const PrefillItem& item, const uint8_t* q_tile, uint64_t* q_empty) {
+    const uint8_t* q = q_tile + warpgroup * 8192;
     const int position = Uniform(item.position), count = Uniform(item.rows), key_tiles = Uniform(item.key_tiles);
     const WarpgroupTiles tiles = TilesOf<C>({.rows = count, .position = position}, warpgroup);
     float s[C::kN / 2], o[C::kD / 2];
@@ -332,7 +375,7 @@ struct Consumer {
     WgmmaFence();
     IssueScores<C>(q, shared.k[at.index], s);
     WgmmaCommit();
-    PassTurn<C>(warpgroup);
+    EndTurn<0>();
     // Invariant: the scores of `tile` are in flight, and the values of the tile before.
     for (int tile = 0; tile < tiles.count - 1; ++tile) {
       const uint32_t stage = at.index, phase = at.phase;
@@ -341,32 +384,34 @@ struct Consumer {
       KeepInRegisters(s);
       KeepInRegisters(o);
       Release(&shared.k_empty[stage]);
-      if (tile > 0) Release(&shared.v_empty[(stage + C::kStages - 1) % C::kStages]);
+      if (tile > 0) Release(&shared.v_empty[stage == 0 ? C::kStages - 1 : stage - 1]);
       Weigh(item, tile, tile >= tiles.unmasked, stage, phase, s, state, p, o);
       Wait(&shared.k_full[at.index], at.phase);
       TakeTurn<C>(warpgroup);
       KeepInRegisters(s);
       KeepInRegisters(o);
       WgmmaFence();
-      IssueValues<C>(p, shared.v[stage], o);
       IssueScores<C>(q, shared.k[at.index], s);
       WgmmaCommit();
-      PassTurn<C>(warpgroup);
+      IssueValues<C>(p, shared.v[stage], o);
+      WgmmaCommit();
+      EndTurn<1>();
     }
     const uint32_t stage = at.index, phase = at.phase;
     at.Advance();
     WgmmaWait<0>();
     KeepInRegisters(s);
     KeepInRegisters(o);
+    Release(q_empty);
     Release(&shared.k_empty[stage]);
-    if (tiles.count > 1) Release(&shared.v_empty[(stage + C::kStages - 1) % C::kStages]);
+    if (tiles.count > 1) Release(&shared.v_empty[stage == 0 ? C::kStages - 1 : stage - 1]);
     Weigh(item, tiles.count - 1, true, stage, phase, s, state, p, o);
     TakeTurn<C>(warpgroup);
     KeepInRegisters(o);
     WgmmaFence();
     IssueValues<C>(p, shared.v[stage], o);
     WgmmaCommit();
-    PassTurn<C>(warpgroup);
+    EndTurn<0>();
     WgmmaWait<0>();
     KeepInRegisters(o);
     Release(&shared.v_empty[stage]);
@@ -382,8 +427,6 @@ struct Consumer {
       at.Advance();
     }
     StoreOutput<C>(launch.params, item, warpgroup, state, o);
-    __syncwarp();
-    Release(&shared.q_empty[slot]);
   }
 };
 
@@ -396,9 +439,9 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
     TmaPrefetchMap(&launch.q);
     TmaPrefetchMap(&launch.k);
     TmaPrefetchMap(&launch.v);
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < C::kQStages; ++i) {
       MbarrierInit(&shared.q_full[i], 1);
-      MbarrierInit(&shared.q_empty[i], 4 * C::kWarpgroups);
+      MbarrierInit(&shared.q_empty[i], 4 * C::kWarpgroups + 1);  // consumer warps and the thread that loads V
     }
     for (int i = 0; i < C::kStages; ++i) {
       MbarrierInit(&shared.k_full[i], 1);
@@ -414,18 +457,22 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
   const int role = Uniform(static_cast<int>(threadIdx.x) / 128);
   if (role == 0) {
     RegistersDecrease<C::kProducerRegisters>();
-    if (threadIdx.x < 32) Produce<C>(launch, shared);
+    if (threadIdx.x == 0) ProduceKeys<C>(launch, shared);
+    if (threadIdx.x == 32) ProduceValues<C>(launch, shared);
   } else {
     RegistersIncrease<C::kConsumerRegisters>();
     const int warpgroup = role - 1;
     if (warpgroup == C::kWarpgroups - 1) PassTurn<C>(warpgroup);
     Consumer<C> consumer{launch, shared, warpgroup};
-    RingPosition<2> q_at;
+    RingPosition<C::kQStages> q_at;
+    RingPosition<C::kItems> item_at;
     while (true) {
       Wait(&shared.q_full[q_at.index], q_at.phase);
-      if (Uniform(shared.items[q_at.index].key_tiles) == 0) break;
-      consumer.Run(q_at.index);
+      const PrefillItem& item = shared.items[item_at.index];
+      if (Uniform(item.key_tiles) == 0) break;
+      consumer.Run(item, shared.q[q_at.index], &shared.q_empty[q_at.index]);
       q_at.Advance();
+      item_at.Advance();
     }
   }
 }

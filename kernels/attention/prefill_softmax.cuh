@@ -11,6 +11,8 @@
 
 #include <cstdint>
 
+#include "kernels/tile/vec.cuh"
+
 namespace agentserve::kernels::cuda {
 
 inline constexpr float kLog2e = 1.4426950408889634f;
@@ -30,12 +32,6 @@ __device__ __forceinline__ float Exp2Polynomial(float y) {
   const float f = fmaf(y, 252.0f, -(shifted - kMagic));
   const float power = fmaf(fmaf(fmaf(0.05517167f, f, 0.24261112f), f, 0.69326099f), f, 0.99992807f);
   return __int_as_float(__float_as_int(power) + (__float_as_int(shifted) << 23));
-}
-
-__device__ __forceinline__ uint32_t PackPair(float low, float high) {
-  uint32_t pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
 }
 
 // Two rows of a thread: half 0 is row l / 4 of the warp's 16, half 1 is + 8.
@@ -75,7 +71,7 @@ __device__ __forceinline__ void Powers(const float (&s)[kN / 2], int begin, int 
         }
         sum[half] += x[i];
       }
-      p[j / 2][j % 2 * 2 + half] = PackPair(x[0], x[1]);
+      p[j / 2][j % 2 * 2 + half] = PackBf16(x[0], x[1]);
     }
   }
 }
@@ -120,7 +116,7 @@ __device__ __forceinline__ float RowReference(const float (&s)[kN / 2], int begi
 
 // Both of a pair times the same power of two.
 __device__ __forceinline__ uint32_t ScalePair(uint32_t pair, float factor) {
-  return PackPair(__uint_as_float(pair << 16) * factor, __uint_as_float(pair & 0xffff0000u) * factor);
+  return PackBf16(Bf16Low(pair) * factor, Bf16High(pair) * factor);
 }
 
 // Moves the references of the rows whose sums over [begin, end) show too much growth; rescales their sums, outputs and

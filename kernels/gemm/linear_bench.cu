@@ -216,8 +216,7 @@ class ShapeBench {
   }
   void AddTile(const TilePlan& plan, bool pdl) {
     if (!TileSupports(bench_.Params(layer_, m_, 0), plan) || (plan.splits > 1 && m_ > 512)) return;
-    const bool narrow = plan.shape == TileShape::k64x128 || plan.shape == TileShape::k64x256 ||
-                        plan.shape >= TileShape::k64x256Deferred;
+    const bool narrow = plan.shape == TileShape::k64x128 || plan.shape >= TileShape::k64x256Deferred;
     if (narrow && m_ > 1024) return;
     const std::string name = TileShapeName(plan.shape) + 5 + (plan.splits > 1 ? "/" + std::to_string(plan.splits) : "");
     Add(name.c_str(), pdl,

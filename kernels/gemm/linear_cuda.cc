@@ -84,7 +84,7 @@ absl::Status Product(const CublasLtGemmParams& gemm, LinearMode mode, const Laun
   tile.m = gemm.m;
   tile.n = gemm.n;
   tile.k = gemm.k;
-  return TileLinear(tile, PlanTile(tile, context), context);
+  return TileLinear(tile, *PlanTile(tile, context), context);
 }
 
 // x w^T in chunks of rows, `after(product, first_row, rows)` on each. With a null `direct` the chunks go

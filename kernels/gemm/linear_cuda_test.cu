@@ -136,8 +136,8 @@ TEST_F(LinearTest, TileShapesAgreeBitForBit) {
   for (const Shape& shape : {Qkv(300, 64, 32, 8, 2048), Shape{300, 3072, 8192, LinearEpilogue::kResidual},
                              Shape{300, 16384, 2048, LinearEpilogue::kSwiglu}}) {
     Problem first(shape, 7), other(shape, 7);
-    ASSERT_TRUE(TileLinear(first.Params(), {TileShape::k128x256, 1}, {}).ok());
-    for (int tile = 1; tile < static_cast<int>(TileShape::kCount); ++tile) {
+    ASSERT_TRUE(TileLinear(first.Params(), {TileShape::k128x256Deferred, 1}, {}).ok());
+    for (int tile = 0; tile < static_cast<int>(TileShape::kCount); ++tile) {
       const TilePlan plan{static_cast<TileShape>(tile), 1};
       if (!TileSupports(first.Params(), plan)) continue;
       other.Poison();
@@ -160,6 +160,15 @@ TEST_F(LinearTest, TileSplitsSameBitsEveryRun) {
       again.Poison();
       ASSERT_TRUE(TileLinear(WithWorkspace(first.ParamsInto(again)), plan, {}).ok());
       EXPECT_EQ(Compare(again.y(), first.y()).different_bits, 0u) << "run " << run << " splits " << splits;
+    }
+  }
+}
+
+// Heads that no fused kernel takes.
+TEST_F(LinearTest, OtherHeadSizes) {
+  for (int m : {8, 100, 600}) {
+    for (int head_dim : {16, 32, 96}) {
+      for (LinearMode mode : {LinearMode::kFast, LinearMode::kInvariant}) Check(Qkv(m, head_dim, 4, 2, 256), mode);
     }
   }
 }

@@ -89,19 +89,31 @@ __device__ __forceinline__ Candidate Better(Candidate a, Candidate b) {
   return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
 }
 
-__global__ void ArgmaxKernel(const __nv_bfloat16* logits, int n, int32_t* token, __nv_bfloat16* best) {
+constexpr int kArgmaxThreads = 1024;
+constexpr int kArgmaxLoads = 4;  // in flight per thread
+
+// One block per row.
+__global__ void __launch_bounds__(kArgmaxThreads)
+    ArgmaxKernel(const __nv_bfloat16* logits, int n, int32_t* token, __nv_bfloat16* best) {
   PdlWait();
   PdlTrigger();
-  __shared__ Candidate partial[kThreads / 32];
+  __shared__ Candidate partial[kArgmaxThreads / 32];
   const __nv_bfloat16* row = logits + size_t{blockIdx.x} * n;
   Candidate mine{-INFINITY, 0x7fffffff};
-  for (int i = threadIdx.x * 8; i < n; i += kThreads * 8) {
-    const uint4 eight = Load16(row + i);
+  constexpr int kStep = kArgmaxThreads * 8;
+  for (int first = static_cast<int>(threadIdx.x) * 8; first < n; first += kStep * kArgmaxLoads) {
+    uint4 eight[kArgmaxLoads];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float2 pair = UnpackBf16((&eight.x)[e]);
-      mine = Better(mine, {pair.x, i + 2 * e});
-      mine = Better(mine, {pair.y, i + 2 * e + 1});
+    for (int u = 0; u < kArgmaxLoads; ++u) eight[u] = Load16(row + min(first + u * kStep, n - 8));
+#pragma unroll
+    for (int u = 0; u < kArgmaxLoads; ++u) {
+      const int at = min(first + u * kStep, n - 8);  // the last vector again changes nothing
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float2 pair = UnpackBf16((&eight[u].x)[e]);
+        mine = Better(mine, {pair.x, at + 2 * e});
+        mine = Better(mine, {pair.y, at + 2 * e + 1});
+      }
     }
   }
   for (int step = 16; step > 0; step /= 2) {
@@ -152,9 +164,9 @@ absl::Status ApplyEpilogue(const LinearParams& params, const __nv_bfloat16* prod
 
 absl::Status ArgmaxRows(const __nv_bfloat16* logits, int rows, int n, int32_t* token, __nv_bfloat16* best,
                         const LaunchContext& context) {
-  return ToStatus(
-      Launch(context, ArgmaxKernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, 1, logits, n, token, best),
-      "argmax");
+  return ToStatus(Launch(context, ArgmaxKernel, dim3(static_cast<unsigned>(rows)), dim3(kArgmaxThreads), 0, 1, logits,
+                         n, token, best),
+                  "argmax");
 }
 
 }  // namespace agentserve::kernels::cuda

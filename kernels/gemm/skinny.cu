@@ -10,10 +10,11 @@ namespace {
 
 constexpr int kSharedLimit = 224 * 1024;
 // Two kernels of a chain share an SM only if both fit in its 228 KiB.
-constexpr LinearChainTuning kSingle = {12, 112 * 1024, 4};
-constexpr int kMinStages = 3;
-constexpr int kMaxResidentBytes = 48 * 1024;  // larger x streams, if it needs no norm
-constexpr size_t kCountersOffset = 4096;      // in the zero part of the workspace; the LM head's counter is at 0
+constexpr LinearChainTuning kSingle = {6, 112 * 1024, 0, 2};
+constexpr int kMinStages = 2;
+constexpr size_t kMaxNextBytes = size_t{32} << 20;  // what surely survives in L2 until it is used
+constexpr int kMaxResidentBytes = 48 * 1024;        // larger x streams, if it needs no norm
+constexpr size_t kCountersOffset = 4096;            // in the zero part of the workspace; the LM head's counter is at 0
 
 LinearParams Op(const LinearChainParams& params, int i) {
   return i < params.count ? params.ops[i] : params.head->linear;
@@ -63,7 +64,7 @@ bool Fits(const LinearChainParams& params) {
   return Layout(params).Bytes(kMinStages) <= kSharedLimit;
 }
 
-// Row-major [rows][k] as boxes of 64 k x box_rows x 8 chunks of 64 k; in shared memory [chunk][row][128 bytes].
+// Row-major [rows][k] as boxes of 64 k x box_rows x 16 chunks of 64 k; in shared memory [chunk][row][128 bytes].
 absl::Status EncodeChunks(const __nv_bfloat16* base, int rows, int k, int box_rows, CUtensorMap* map) {
   TensorShape shape;
   shape.rank = 3;
@@ -74,7 +75,7 @@ absl::Status EncodeChunks(const __nv_bfloat16* base, int rows, int k, int box_ro
   shape.stride[1] = kSkinnyChunk * 2;
   shape.box[0] = kSkinnyChunk;
   shape.box[1] = static_cast<uint32_t>(box_rows);
-  shape.box[2] = kSkinnyWarps;
+  shape.box[2] = kSkinnyStageChunks;
   return EncodeBf16(base, shape, map);
 }
 
@@ -137,7 +138,11 @@ absl::Status LaunchLinearChain(const LinearChainParams& params, const LinearChai
   args.count = Count(params);
   args.stages = layout.Stages(tuning);
   args.x_bytes = layout.x_bytes;
+  args.norm_bytes = layout.norm_bytes;
+  args.prefetch_stages = tuning.prefetch_stages;
   args.trigger_lead = tuning.trigger_lead;
+  args.next_weights = static_cast<const std::byte*>(params.next_weights);
+  args.next_bytes = params.next_weights == nullptr ? 0 : std::min(params.next_bytes, kMaxNextBytes);
   const LinearParams first = Op(params, 0);
   const int grid = args.count > 1 ? context.num_sms : std::min(context.num_sms, first.n / kSkinnyTileRows);
   if (absl::Status status = FillOps(params, grid, &args); !status.ok()) return status;

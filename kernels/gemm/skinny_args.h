@@ -12,16 +12,19 @@
 
 namespace agentserve::kernels::cuda {
 
-inline constexpr int kSkinnyWarps = 8;                    // that multiply; warp w takes chunk w of each stage
+inline constexpr int kSkinnyWarps = 8;                    // that multiply
 inline constexpr int kSkinnyThreads = 32 * kSkinnyWarps;  // of them
-inline constexpr int kSkinnyBlock = kSkinnyThreads + 64;  // and two warps that load
-inline constexpr int kSkinnyChunk = 64;                   // k of one warp in one stage: rows of 128 bytes
-inline constexpr int kSkinnyStageK = kSkinnyWarps * kSkinnyChunk;
+inline constexpr int kSkinnyFinishers = 2;                // warps that add the partial sums and run the epilogue
+inline constexpr int kSkinnyBlock = kSkinnyThreads + 32 * kSkinnyFinishers + 64;  // and two warps that load
+inline constexpr int kSkinnyChunk = 64;                                           // k: rows of 128 bytes
+inline constexpr int kSkinnyWarpChunks = 2;                                       // of one warp in one stage
+inline constexpr int kSkinnyStageChunks = kSkinnyWarps * kSkinnyWarpChunks;
+inline constexpr int kSkinnyStageK = kSkinnyStageChunks * kSkinnyChunk;
 inline constexpr int kSkinnyTileRows = 16;  // weight rows of one output tile
 inline constexpr int kSkinnyStageBytes = kSkinnyTileRows * kSkinnyStageK * 2;
 inline constexpr int kSkinnyMaxRows = 16;  // tokens
-inline constexpr int kSkinnyMaxStages = 12;
-inline constexpr int kSkinnyXSlots = 4;  // stages of x, where x does not stay in shared memory
+inline constexpr int kSkinnyMaxStages = 6;
+inline constexpr int kSkinnyXSlots = 2;  // stages of x, where x does not stay in shared memory
 inline constexpr int kSkinnyMaxOps = 4;
 
 // A logit and its token.
@@ -48,7 +51,11 @@ struct SkinnyArgs {
   int count = 0;
   int stages = 0;
   int x_bytes = 0;
-  int trigger_lead = 0;  // the next kernel may start when so many stages are still to be sent for
+  int norm_bytes = 0;
+  const std::byte* next_weights = nullptr;  // for L2, at the end
+  size_t next_bytes = 0;
+  int prefetch_stages = 0;  // that go to L2 before the ring has room for them
+  int trigger_lead = 0;     // the next kernel may start when so many stages are still to be sent for
   // Finished tiles of op i at counters[32 * i], blocks that have left at [32 * kSkinnyMaxOps]. Zero before and after.
   // Null if there is one op.
   unsigned* counters = nullptr;

@@ -74,8 +74,8 @@ __device__ __forceinline__ void LoadX(const SkinnyOp& a, char* x_shared, const u
   ConsumerSync();
 }
 
-// What a lane gives to ldmatrix. W: rows of group i % 2, 16-byte piece 2 s + i / 2 of the warp's chunk in product s of
-// 4. x: token row l % 8, piece 4 h + i in half h, where i = lane / 8.
+// What a lane gives to ldmatrix. W: rows of group i % 2, 16-byte piece 2 s + i / 2 of a chunk in product s of 4. x:
+// token row l % 8, piece 4 h + i in half h, where i = lane / 8. The warp's chunks of a stage are neighbours.
 template <int kTokenTiles>
 struct LaneAddresses {
   uint32_t w, w_row, w_piece;
@@ -83,7 +83,7 @@ struct LaneAddresses {
 
   __device__ __forceinline__ LaneAddresses(int warp, int lane) {
     const auto i = static_cast<uint32_t>(lane) / 8, r = static_cast<uint32_t>(lane) % 8;
-    w = (i % 2) * (kSkinnyStageBytes / 2) + static_cast<uint32_t>(warp) * 1024 + r * 128;
+    w = (i % 2) * (kSkinnyStageBytes / 2) + static_cast<uint32_t>(warp * kSkinnyWarpChunks) * 1024 + r * 128;
     w_row = r;
     w_piece = i / 2;
     x_row = r;
@@ -99,33 +99,46 @@ struct LaneAddresses {
   }
 };
 
-// The warp's chunk of one stage into the accumulators; two sets of them, so that fewer products wait for each other.
-template <int kTokenTiles>
-__device__ __forceinline__ void MultiplyStage(const LaneAddresses<kTokenTiles>& lanes, uint32_t stage, uint32_t x_chunk,
-                                              uint32_t zeros, int rows, float (&c)[2][kTokenTiles][4]) {
-  uint32_t w[4][4], x[2][kTokenTiles][4];
+// `chunks` of the warp's chunks of one stage into the accumulators, each chunk into two sets of its own, so that few
+// products wait for each other. The x of successive chunks is x_step bytes apart.
+template <int kTokenTiles, int kChunks>
+__device__ __forceinline__ void MultiplyChunks(const LaneAddresses<kTokenTiles>& lanes, uint32_t stage,
+                                               uint32_t x_chunk, uint32_t x_step, uint32_t zeros, int rows,
+                                               float (&c)[2 * kSkinnyWarpChunks][kTokenTiles][4]) {
+  uint32_t w[kChunks][4][4], x[kChunks][2][kTokenTiles][4];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  for (int i = 0; i < kChunks; ++i) {
 #pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) LdMatrixX4(x[half][j], lanes.X(x_chunk, zeros, rows, j, half));
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int j = 0; j < kTokenTiles; ++j) {
+        LdMatrixX4(x[i][half][j], lanes.X(x_chunk + i * x_step, zeros, rows, j, half));
+      }
+    }
+#pragma unroll
+    for (int s = 0; s < 4; ++s) LdMatrixX4(w[i][s], lanes.W(stage + i * 1024, s));
   }
-#pragma unroll
-  for (int s = 0; s < 4; ++s) LdMatrixX4(w[s], lanes.W(stage, s));
 #pragma unroll
   for (int s = 0; s < 4; ++s) {
 #pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) {
-      MmaBf16(c[s % 2][j], w[s], x[s / 2][j][2 * (s % 2)], x[s / 2][j][2 * (s % 2) + 1]);
+    for (int i = 0; i < kChunks; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTokenTiles; ++j) {
+        MmaBf16(c[2 * i + s % 2][j], w[i][s], x[i][s / 2][j][2 * (s % 2)], x[i][s / 2][j][2 * (s % 2) + 1]);
+      }
     }
   }
 }
 
 template <int kTokenTiles>
-__device__ __forceinline__ void StorePartial(const float (&c)[2][kTokenTiles][4], float4* partial, int warp, int lane) {
+__device__ __forceinline__ void StorePartial(const float (&c)[2 * kSkinnyWarpChunks][kTokenTiles][4], float4* partial,
+                                             int warp, int lane) {
 #pragma unroll
   for (int j = 0; j < kTokenTiles; ++j) {
-    partial[(warp * kTokenTiles + j) * 32 + lane] =
-        make_float4(c[0][j][0] + c[1][j][0], c[0][j][1] + c[1][j][1], c[0][j][2] + c[1][j][2], c[0][j][3] + c[1][j][3]);
+    float sum[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sum[e] = (c[0][j][e] + c[1][j][e]) + (c[2][j][e] + c[3][j][e]);
+    partial[(warp * kTokenTiles + j) * 32 + lane] = make_float4(sum[0], sum[1], sum[2], sum[3]);
   }
 }
 

@@ -10,12 +10,12 @@ namespace agentserve::kernels::cuda {
 struct TileArgs {
   CUtensorMap x;         // [m][k], boxes of block_m x 64
   CUtensorMap w;         // [n][k], boxes of block_n x 64
-  CUtensorMap y;         // boxes of 64 x 64; for kQkv the q part
-  CUtensorMap residual;  // as y, kResidual only
+  CUtensorMap y;         // boxes of 64 x 64; direct epilogues only
+  CUtensorMap residual;  // as y
   LinearEpilogue epilogue = LinearEpilogue::kNone;
   QkvOutput qkv;
-  __nv_bfloat16* y_rows = nullptr;  // what the maps y and residual describe; residual_rows null without one
-  const __nv_bfloat16* residual_rows = nullptr;
+  __nv_bfloat16* y_rows = nullptr;               // deferred epilogues and splits
+  const __nv_bfloat16* residual_rows = nullptr;  // null without a residual
   int m = 0, n = 0, k = 0;
   int units_m = 0, tiles_n = 0;  // rows and columns of tiles
   int group_m = 0;               // rows of tiles in one super-row of the raster

@@ -10,22 +10,21 @@ namespace {
 
 struct ShapeInfo {
   const char* name;
-  int block_m, block_n, warpgroup_n;
+  int block_m, block_n;
   bool splits = false;
   bool deferred = false;
 };
 constexpr ShapeInfo kShapes[] = {
-    {"tile 128x256", 128, 256, 256},
-    {"tile 128x192", 128, 192, 192},
-    {"tile 128x128", 128, 128, 128, true},
-    {"tile 64x256", 64, 256, 128},
-    {"tile 64x128", 64, 128, 64, true},
-    {"tile 128x256 deferred", 128, 256, 256, false, true},
-    {"tile 128x192 deferred", 128, 192, 192, false, true},
-    {"tile 128x128 deferred", 128, 128, 128, false, true},
-    {"tile 64x256 deferred", 64, 256, 128, false, true},
-    {"tile 64x192 deferred", 64, 192, 96, false, true},
-    {"tile 64x128 deferred", 64, 128, 64, false, true},
+    {"tile 128x256", 128, 256},
+    {"tile 128x192", 128, 192},
+    {"tile 128x128", 128, 128, true},
+    {"tile 64x128", 64, 128, true},
+    {"tile 128x256 deferred", 128, 256, false, true},
+    {"tile 128x192 deferred", 128, 192, false, true},
+    {"tile 128x128 deferred", 128, 128, false, true},
+    {"tile 64x256 deferred", 64, 256, false, true},
+    {"tile 64x192 deferred", 64, 192, false, true},
+    {"tile 64x128 deferred", 64, 128, false, true},
 };
 static_assert(std::size(kShapes) == static_cast<size_t>(TileShape::kCount));
 
@@ -37,12 +36,10 @@ int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 
 absl::Status EncodeMaps(const LinearParams& p, const ShapeInfo& info, TileArgs* args) {
   const auto m = static_cast<uint64_t>(p.m), n = static_cast<uint64_t>(p.n), k = static_cast<uint64_t>(p.k);
-  uint64_t columns = n;
-  if (p.epilogue == LinearEpilogue::kSwiglu) columns = n / 2;
-  if (p.epilogue == LinearEpilogue::kQkv) columns = static_cast<uint64_t>(p.qkv.q_heads) * p.qkv.kv.head_dim;
   absl::Status status = EncodeMatrix(p.x, m, k, static_cast<uint32_t>(info.block_m), 64, &args->x);
   if (status.ok()) status = EncodeMatrix(p.w, n, k, static_cast<uint32_t>(info.block_n), 64, &args->w);
-  if (status.ok()) status = EncodeMatrix(p.y, m, columns, 64, 64, &args->y);
+  if (info.deferred || args->splits > 1) return status;  // these write y by ordinary stores
+  if (status.ok()) status = EncodeMatrix(p.y, m, n, 64, 64, &args->y);
   if (status.ok() && p.epilogue == LinearEpilogue::kResidual) {
     status = EncodeMatrix(p.residual, m, n, 64, 64, &args->residual);
   }
@@ -56,13 +53,11 @@ const char* TileShapeName(TileShape shape) { return InfoOf(shape).name; }
 bool TileSupports(const LinearParams& p, const TilePlan& plan) {
   const ShapeInfo& info = InfoOf(plan.shape);
   if (p.norm_weight != nullptr) return false;
-  // Epilogues through shared memory see whole tiles, the direct ones the columns of a warpgroup.
-  const bool whole = info.deferred || plan.splits > 1;
-  const int columns = whole ? info.block_n : info.warpgroup_n;
-  if (p.epilogue == LinearEpilogue::kSwiglu && columns % (whole ? 16 : 128) != 0) return false;
+  const bool fused = p.epilogue == LinearEpilogue::kSwiglu || p.epilogue == LinearEpilogue::kQkv;
+  if (fused && !info.deferred && plan.splits == 1) return false;
   if (p.epilogue == LinearEpilogue::kQkv) {
     const int dim = static_cast<int>(p.qkv.kv.head_dim);
-    if ((dim != 64 && dim != 128) || columns % dim != 0) return false;
+    if ((dim != 64 && dim != 128) || info.block_n % dim != 0) return false;
   }
   return plan.splits == 1 || (info.splits && (plan.splits == 2 || plan.splits == 4) && plan.splits <= p.k / 64);
 }
@@ -70,6 +65,7 @@ bool TileSupports(const LinearParams& p, const TilePlan& plan) {
 absl::Status TileLinear(const LinearParams& p, const TilePlan& plan, const LaunchContext& context) {
   const ShapeInfo& info = InfoOf(plan.shape);
   TileArgs args = {};
+  args.splits = plan.splits;
   if (absl::Status status = EncodeMaps(p, info, &args); !status.ok()) return status;
   args.epilogue = p.epilogue;
   args.qkv = p.qkv;
@@ -81,7 +77,6 @@ absl::Status TileLinear(const LinearParams& p, const TilePlan& plan, const Launc
   args.units_m = CeilDiv(p.m, info.block_m);
   args.tiles_n = CeilDiv(p.n, info.block_n);
   args.group_m = std::max(1, kSuperRows / (info.block_m));
-  args.splits = plan.splits;
   if (plan.splits > 1) return LaunchTileSplit(plan, args, args.units_m * args.tiles_n, context);
   const int work = args.units_m * args.tiles_n;
   const int grid = std::min(work, context.num_sms);
@@ -91,12 +86,9 @@ absl::Status TileLinear(const LinearParams& p, const TilePlan& plan, const Launc
       return LaunchTilePlain(plan.shape, args, grid, context);
     case LinearEpilogue::kResidual:
       return LaunchTileResidual(plan.shape, args, grid, context);
-    case LinearEpilogue::kSwiglu:
-      return LaunchTileSwiglu(plan.shape, args, grid, context);
-    case LinearEpilogue::kQkv:
-      return LaunchTileQkv(plan.shape, args, grid, context);
+    default:
+      return absl::InvalidArgumentError("tile gemm: this epilogue is compiled deferred only");
   }
-  return absl::InternalError("unknown epilogue");
 }
 
 }  // namespace agentserve::kernels::cuda

@@ -166,7 +166,7 @@ __device__ __forceinline__ void Multiply(const TileShared<Config>& shared, RingP
   Release<Config>(shared, previous);
 }
 
-template <typename Config, LinearEpilogue kEpilogue, int kHeadDim>
+template <typename Config, LinearEpilogue kEpilogue>
 __device__ __forceinline__ void Consume(const TileArgs& args, const TileShared<Config>& shared, int first, int stride,
                                         int count, int warpgroup) {
   constexpr int kN = Config::kWarpgroupN, kBuffers = Config::kBuffers;
@@ -180,8 +180,6 @@ __device__ __forceinline__ void Consume(const TileArgs& args, const TileShared<C
     const int steps = work.last_step - work.first_step;
     output.row0 = work.row0 + (Config::kSideBySide ? 0 : warpgroup * 64);
     output.column0 = work.column0 + (Config::kSideBySide ? warpgroup * kN : 0);
-    Angles<kHeadDim> angles;
-    if constexpr (kEpilogue == LinearEpilogue::kQkv) angles.Load(args, output.row0);
     // Residual chunks: once the stores of the last tile have left the buffers, under the products of this one.
     auto fetch = [&](int i) {
       if constexpr (kEpilogue == LinearEpilogue::kResidual) {
@@ -193,8 +191,6 @@ __device__ __forceinline__ void Consume(const TileArgs& args, const TileShared<C
     Multiply<Config>(shared, ring, steps, warpgroup, d, fetch);
     if constexpr (kEpilogue == LinearEpilogue::kNone) StorePlain<kN>(args, d, output);
     if constexpr (kEpilogue == LinearEpilogue::kResidual) StoreResidual<kN>(args, d, output);
-    if constexpr (kEpilogue == LinearEpilogue::kSwiglu) StoreSwiglu<kN>(args, d, output);
-    if constexpr (kEpilogue == LinearEpilogue::kQkv) StoreQkv<kN, kHeadDim>(args, d, angles, output);
   }
   if (output.Issuer()) TmaStoreWaitRead<0>();  // shared memory outlives its readers
 }
@@ -202,10 +198,9 @@ __device__ __forceinline__ void Consume(const TileArgs& args, const TileShared<C
 __device__ __forceinline__ void PrefetchMaps(const TileArgs& args) {
   TmaPrefetchMap(&args.w);
   TmaPrefetchMap(&args.x);
-  TmaPrefetchMap(&args.y);
 }
 
-template <typename Config, LinearEpilogue kEpilogue, int kHeadDim>
+template <typename Config, LinearEpilogue kEpilogue>
 __global__ void __launch_bounds__(kTileThreads, 1) TileKernel(const __grid_constant__ TileArgs args) {
   extern __shared__ uint8_t raw[];
   const TileShared<Config> shared(raw);
@@ -220,14 +215,14 @@ __global__ void __launch_bounds__(kTileThreads, 1) TileKernel(const __grid_const
     if (threadIdx.x == 0) Produce<Config>(args, shared, first, stride, count);
   } else {
     RegistersIncrease<232>();
-    Consume<Config, kEpilogue, kHeadDim>(args, shared, first, stride, count, warpgroup - 1);
+    Consume<Config, kEpilogue>(args, shared, first, stride, count, warpgroup - 1);
   }
 }
 
 // Host: launches one configuration.
-template <typename Config, LinearEpilogue kEpilogue, int kHeadDim = 64>
+template <typename Config, LinearEpilogue kEpilogue>
 absl::Status LaunchTile(const TileArgs& args, int grid, const LaunchContext& context) {
-  auto* kernel = TileKernel<Config, kEpilogue, kHeadDim>;
+  auto* kernel = TileKernel<Config, kEpilogue>;
   static const cudaError_t prepared =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
   if (prepared != cudaSuccess) return ToStatus(prepared, "tile gemm");

@@ -9,12 +9,11 @@ namespace agentserve::kernels::cuda {
 struct TileArgs;
 
 // Tile of rows of x by rows of w. "Deferred": the epilogue
-// runs in warps of its own under the next tile.
+// runs in warps of its own under the next tile; kSwiglu and kQkv need it, or splits.
 enum class TileShape : uint8_t {
   k128x256,
   k128x192,
   k128x128,
-  k64x256,
   k64x128,
   k128x256Deferred,
   k128x192Deferred,
@@ -35,11 +34,9 @@ const char* TileShapeName(TileShape shape);
 bool TileSupports(const LinearParams& params, const TilePlan& plan);
 // Requires TileSupports; norm_weight must be null.
 absl::Status TileLinear(const LinearParams& params, const TilePlan& plan, const LaunchContext& context);
-// One translation unit per epilogue (tile_gemm_*.cu).
+// One translation unit each (tile_*.cu).
 absl::Status LaunchTilePlain(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context);
 absl::Status LaunchTileResidual(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context);
-absl::Status LaunchTileSwiglu(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context);
-absl::Status LaunchTileQkv(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context);
 absl::Status LaunchTileSplit(const TilePlan& plan, const TileArgs& args, int tiles, const LaunchContext& context);
 absl::Status LaunchTileDeferred(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context);
 

@@ -11,8 +11,6 @@ absl::Status LaunchTilePlain(TileShape shape, const TileArgs& args, int grid, co
       return LaunchTile<Tile128x192, kEpilogue>(args, grid, context);
     case TileShape::k128x128:
       return LaunchTile<Tile128x128, kEpilogue>(args, grid, context);
-    case TileShape::k64x256:
-      return LaunchTile<Tile64x256, kEpilogue>(args, grid, context);
     case TileShape::k64x128:
       return LaunchTile<Tile64x128, kEpilogue>(args, grid, context);
     default:

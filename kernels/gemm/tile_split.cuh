@@ -31,7 +31,7 @@ __device__ __forceinline__ void SumSlice(uint32_t sums, uint8_t* out, int rank, 
     const int warp = Config::kSideBySide ? source / Slice::kSlabs * 4 + slab : slab;
     const uint32_t address = sums + (group * 256 + warp * 32 + lane) * 16;
 #pragma unroll
-    for (int s = 0; s < kSplits; ++s) parts[u][s] = LoadClusterShared(address, s);
+    for (int s = 0; s < kSplits; ++s) parts[u][s] = LoadPeer16(PeerAddress(address, s));
   }
 #pragma unroll
   for (int u = 0; u < Slice::kItems; ++u) {

@@ -13,6 +13,10 @@ constexpr int kMaxBlockThreads = 1024;
 // From here on one warp per row has enough rows to fill the GPU; below, a whole block shortens the row's way.
 constexpr int kWarpRowsMin = 1024;
 
+// Inputs and outputs of this size do not fit into L2 together: what is written then leaves it first. (Smaller outputs
+// are still there when the next kernel reads them.)
+constexpr size_t kStreamBytes = size_t{100} << 20;
+
 // s = bf16(x + delta), eight at once.
 __device__ __forceinline__ uint4 AddRounded(uint4 x, uint4 delta) {
   float a[8], b[8];
@@ -46,10 +50,17 @@ __device__ __forceinline__ uint4 ScaleRounded(uint4 v, uint4 weight, float scale
 
 // Many rows: one warp a row, n = 256 * kVectors. The row stays in registers between the two uses; with all its loads in
 // flight at once a few warps an SM cover the latency of memory.
-template <int kVectors, bool kDelta>
+template <int kVectors, bool kDelta, bool kStream>
 __global__ __launch_bounds__(kWarpRowThreads) void WarpRowKernel(const RmsNormParams p) {
   PdlWait();
   PdlTrigger();
+  const auto store = [](__nv_bfloat16* to, uint4 v) {
+    if constexpr (kStream) {
+      __stcs(reinterpret_cast<uint4*>(to), v);
+    } else {
+      Store16(to, v);
+    }
+  };
   const int row = blockIdx.x * (kWarpRowThreads / 32) + static_cast<int>(threadIdx.x / 32);
   if (row >= p.rows) return;
   const size_t at = static_cast<size_t>(row) * p.n + threadIdx.x % 32 * 8;
@@ -63,7 +74,7 @@ __global__ __launch_bounds__(kWarpRowThreads) void WarpRowKernel(const RmsNormPa
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       x[i] = AddRounded(x[i], delta[i]);
-      Store16(p.sum + at + i * 256, x[i]);
+      store(p.sum + at + i * 256, x[i]);
     }
   }
   float sum = 0;
@@ -73,7 +84,7 @@ __global__ __launch_bounds__(kWarpRowThreads) void WarpRowKernel(const RmsNormPa
   const __nv_bfloat16* weight = p.weight + threadIdx.x % 32 * 8;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    Store16(p.y + at + i * 256, ScaleRounded(x[i], LoadConstant16(weight + i * 256), scale));
+    store(p.y + at + i * 256, ScaleRounded(x[i], LoadConstant16(weight + i * 256), scale));
   }
 }
 
@@ -117,10 +128,11 @@ __global__ __launch_bounds__(kMaxBlockThreads) void BlockRowKernel(const RmsNorm
   }
 }
 
-template <int kVectors>
+template <int kVectors, bool kDelta>
 cudaError_t LaunchWarpRows(const RmsNormParams& p, const LaunchContext& context) {
   constexpr int kRows = kWarpRowThreads / 32;
-  return Launch(context, p.delta != nullptr ? WarpRowKernel<kVectors, true> : WarpRowKernel<kVectors, false>,
+  const bool stream = static_cast<size_t>(p.rows) * p.n * (kDelta ? 8 : 4) > kStreamBytes;
+  return Launch(context, stream ? WarpRowKernel<kVectors, kDelta, true> : WarpRowKernel<kVectors, kDelta, false>,
                 dim3((p.rows + kRows - 1) / kRows), dim3(kWarpRowThreads), 0, 1, p);
 }
 
@@ -141,9 +153,9 @@ absl::Status RmsNorm(const RmsNormParams& p, const LaunchContext& context) {
   }
   cudaError_t error;
   if (p.rows >= kWarpRowsMin && p.n == 2048) {
-    error = LaunchWarpRows<8>(p, context);
+    error = p.delta != nullptr ? LaunchWarpRows<8, true>(p, context) : LaunchWarpRows<8, false>(p, context);
   } else if (p.rows >= kWarpRowsMin && p.n == 3072) {
-    error = LaunchWarpRows<12>(p, context);
+    error = p.delta != nullptr ? LaunchWarpRows<12, true>(p, context) : LaunchWarpRows<12, false>(p, context);
   } else {
     error = LaunchBlockRows(p, context);
   }

@@ -92,6 +92,11 @@ TEST(RmsNormCuda, ManyRows) {
   }
 }
 
+TEST(RmsNormCuda, LargerThanL2) {
+  Compare({8001, 2048, true, false}, 0.3f);
+  Compare({5001, 3072, true, true}, 0.3f);
+}
+
 TEST(RmsNormCuda, SmallAndLargeValues) {
   for (const float spread : {1e-4f, 1e-2f, 100.0f, 1e6f}) {
     Compare({5, 2048, true, false}, spread);

@@ -3,10 +3,8 @@
 
 #include "kernels/cuda/pdl.cuh"
 #include "kernels/sampling/sampling_cuda.h"
-#include "kernels/sampling/sampling_edits.cuh"
+#include "kernels/sampling/sampling_decide.cuh"
 #include "kernels/sampling/sampling_logprobs.cuh"
-#include "kernels/sampling/sampling_order.cuh"
-#include "kernels/sampling/sampling_window.cuh"
 
 namespace agentserve::kernels::cuda {
 namespace {
@@ -125,48 +123,54 @@ struct Choice {
   float raw_max = 0;
 };
 
-// Rows without edits. False: the row has to go the general way.
+__device__ __forceinline__ bool IsFiltered(const SamplingRow& row, int vocab) {
+  return (row.top_k > 0 && row.top_k < static_cast<uint32_t>(vocab)) || row.top_p < 1.0f || row.min_p > 0.0f;
+}
+
+// False: the row has to go the general way.
 __device__ bool ChooseFast(Slice& slice, SampleShared& s, int blocks, Choice& choice) {
   const SamplingRow& row = slice.row;
   const int lane = threadIdx.x % 32, rank = static_cast<int>(cg::this_cluster().block_rank());
+  static_assert(kWindowKeys == 4 * kSampleThreads);
   reinterpret_cast<uint4*>(s.Bins())[threadIdx.x] = make_uint4(0, 0, 0, 0);
-  if (threadIdx.x < 3) {
-    s.hit[threadIdx.x] = kWindowKeys;
-    s.cut[threadIdx.x].doubtful = false;
-  }
+  if (threadIdx.x == 0) s.weight_cut = kWindowKeys;
   LoadSlice(slice, s);
-  const uint64_t best = WarpMin64(lane < blocks ? cg::this_cluster().map_shared_rank(&s.summary, lane)->best : kNoItem);
-  choice.ok = best != kNoItem && best != 0;
+  SliceSummary mine = {kNoItem, 0, 0, 0, kNoKey, 0};
+  if (lane < blocks) mine = *cg::this_cluster().map_shared_rank(&s.summary, lane);
+  const uint64_t best = WarpMin64(mine.best);
+  choice.ok = best != kInfiniteLogit && (best != kNoItem || slice.edit_count > 0);
   if (!choice.ok) return true;
-  const uint32_t key = static_cast<uint32_t>(best >> 48);
-  choice.raw_max = ValueOfKey(WidenKey(key));
+  if (best == kInfiniteAdjusted || best == kNoItem) return false;
+  choice.raw_max = ValueOfKey(slice.edit_count > 0 ? WidenKey(__reduce_min_sync(0xffffffffu, mine.raw_key))
+                                                   : static_cast<uint32_t>(best >> 32));
   if (row.temperature == 0.0f) {
     if (rank == 0) choice.token = static_cast<int>(best & 0xffffffffu);
     return true;
   }
-  const bool top_k = row.top_k > 0 && row.top_k < static_cast<uint32_t>(slice.vocab);
-  if (!top_k && row.top_p >= 1.0f && row.min_p <= 0.0f) {
+  if (!IsFiltered(row, slice.vocab)) {
     choice.token = DrawById(slice, s, blocks, choice.raw_max);
     return true;
   }
-  const Window window(key, row.temperature);
+  const Window window(static_cast<uint32_t>(best >> 32), row.temperature);
+  const bool top_k = row.top_k > 0 && row.top_k < static_cast<uint32_t>(slice.vocab);
   CountWindow(slice, s, window, !top_k && row.top_p < 1.0f);
-  Decision decision;
-  if (!DecideInWindow(row, s, blocks, window, slice.vocab, &decision)) return false;
-  if (static_cast<int>(decision.rank) == rank) choice.token = FindByKey(slice, s, decision.key, decision.index);
+  WindowPlace place;
+  if (!WindowSearch(slice, s, window, blocks).Decide(&place)) return false;
+  choice.token = TokenAt(slice, s, blocks, place);
   return true;
 }
 
 __device__ Choice Choose(Slice& slice, SampleShared& s, int blocks, const Spill& spill) {
   const SamplingRow& row = slice.row;
   Choice choice;
-  if (slice.edit_count == 0) {
+  // Edits are listed in shared memory, which a draw by id has no use for.
+  if (slice.edit_count == 0 ||
+      (slice.edit_count <= kSharedItems && (row.temperature == 0.0f || IsFiltered(row, slice.vocab)))) {
     if (ChooseFast(slice, s, blocks, choice)) return choice;
     slice.cache = nullptr;
     cg::this_cluster().sync();
   }
-  const bool filtered = row.temperature != 0.0f && ((row.top_k > 0 && row.top_k < static_cast<uint32_t>(slice.vocab)) ||
-                                                    row.top_p < 1.0f || row.min_p > 0.0f);
+  const bool filtered = row.temperature != 0.0f && IsFiltered(row, slice.vocab);
   RowSummary summary;
   for (;;) {
     ClearCounts(s);
@@ -220,6 +224,7 @@ __global__ __launch_bounds__(kSampleThreads, 1) void SampleKernel(const SamplePa
   }
   if (choice.ok && slice.row.top_logprobs >= 0) {
     const int n = min(slice.row.top_logprobs, kMaxTopLogprobs);
+    if (slice.edit_count > 0) slice.cache = nullptr;  // it has the adjusted logits
     slice.edit_count = 0;
     cluster.sync();
     SliceLogprobs(slice, s, choice.raw_max, n);

@@ -23,14 +23,6 @@ struct Target {
   double value;
 };
 
-// A place in the order.
-struct Place {
-  uint32_t key = 0;    // of the token
-  uint32_t index = 0;  // among the tokens with its key, by id
-  uint32_t count = 0;  // tokens up to and with it
-  double mass = 0;     // their mass
-};
-
 struct Order {
   SampleShared& s;
   int blocks;         // of the cluster

@@ -39,14 +39,25 @@ struct Decision {
 // Tokens whose key is in neither window of sampling_window.cuh.
 struct Outside {
   uint32_t gap, tail;
-  double gap_mass, tail_mass;
-};
-struct WindowCut {
-  uint32_t count, in_key;  // tokens up to the cut; those of the last key
-  double mass;
-  bool doubtful;
+  uint64_t gap_mass;
+  uint64_t all_mass;  // of all tokens of the slice or row, not only those outside
 };
 inline constexpr int kWindowKeys = 4096;
+// A place in the order of sampling, with masses in fixed point.
+struct WindowPlace {
+  uint32_t key, index;  // the token's, and its index among the tokens with this key, by id
+  uint32_t bin;
+  uint32_t count;  // tokens up to and with it
+  uint64_t mass;   // their mass
+};
+
+// A place in the order of sampling.
+struct Place {
+  uint32_t key = 0;    // of the token
+  uint32_t index = 0;  // among the tokens with its key, by id
+  uint32_t count = 0;  // tokens up to and with it
+  double mass = 0;     // their mass
+};
 
 struct SampleShared {
   uint32_t counts[32768];  // per 16-bit key, two to a word; the fast way keeps the slice's logits here
@@ -70,20 +81,23 @@ struct SampleShared {
   double item_mass[kSharedItems + 1];
   // Of the fast way (sampling_window.cuh).
   Outside outside[kSampleWarps], slice_outside;
-  uint32_t scan_count[kSampleWarps], first_count;
-  double scan_mass[kSampleWarps];
-  uint32_t hit[3];
-  WindowCut cut[3];
+  uint32_t scan_count[kSampleWarps];
+  uint64_t scan_mass[kSampleWarps];
+  WindowPlace cut[4];
+  uint32_t weight_cut;
 
   __device__ uint32_t* Bins() { return reinterpret_cast<uint32_t*>(items); }
+  __device__ uint64_t* EditItems() { return reinterpret_cast<uint64_t*>(item_mass); }
 };
 
 __device__ __forceinline__ uint64_t WarpMin64(uint64_t x) {
+  const uint32_t high = static_cast<uint32_t>(x >> 32), least = __reduce_min_sync(0xffffffffu, high);
+  const uint32_t low = __reduce_min_sync(0xffffffffu, high == least ? static_cast<uint32_t>(x) : 0xffffffffu);
+  return static_cast<uint64_t>(least) << 32 | low;
+}
+__device__ __forceinline__ uint64_t WarpSum64(uint64_t x) {
 #pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const uint64_t other = __shfl_xor_sync(0xffffffffu, x, offset);
-    x = other < x ? other : x;
-  }
+  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffu, x, offset);
   return x;
 }
 // All threads get the minimum; ends with every thread past a barrier, scratch free after the next one.
@@ -119,7 +133,8 @@ struct Slice {
   int first, count;
   int slice_vectors;             // of every block of the cluster but the last
   int edit_count;                // 0 also where edits are ignored
-  const uint4* cache = nullptr;  // the slice in shared memory, or null
+  int item_count = 0;            // of SampleShared::EditItems
+  const uint4* cache = nullptr;  // the slice in shared memory, or null; edits are then applied (sampling_window.cuh)
 
   // Bits of eight logits; beyond the vocabulary NaN. Aligned rows are read 16 bytes at once.
   __device__ __forceinline__ uint4 Load(int vector) const {
@@ -135,6 +150,10 @@ struct Slice {
       words[i] = low | high << 16;
     }
     return make_uint4(words[0], words[1], words[2], words[3]);
+  }
+  // Bits of those of a vector's logits whose edit is still to be applied.
+  __device__ __forceinline__ uint32_t EditedBits(const uint8_t* edited, int vector) const {
+    return edit_count > 0 && cache == nullptr ? edited[vector] : 0u;
   }
   // The adjusted logit of a token that has an edit.
   __device__ inline float Edited(uint32_t id, uint32_t bits) const {
@@ -224,7 +243,7 @@ __device__ __forceinline__ Findings ScanSlice(const Slice& slice, SampleShared& 
     for (int u = 0; u < kUnroll; ++u) {
       const int vector = base + u * kSampleThreads;
       if (vector >= slice.count) break;
-      ScanVector<kCount>(slice, v[u], vector, slice.edit_count > 0 ? s.edited[vector] : 0u, s, f);
+      ScanVector<kCount>(slice, v[u], vector, slice.EditedBits(s.edited, vector), s, f);
     }
   }
   return f;
@@ -233,14 +252,25 @@ __device__ __forceinline__ Findings ScanSlice(const Slice& slice, SampleShared& 
 // Bit i: logit i of the vector has this 32-bit key.
 __device__ __forceinline__ uint32_t MatchVector(const Slice& slice, const SampleShared& s, int vector, uint32_t key) {
   const uint4 v = slice.Load(vector);
-  const uint32_t edited = slice.edit_count > 0 ? s.edited[vector] : 0u;
+  const uint32_t edited = slice.EditedBits(s.edited, vector), key16 = key >> 16;
   uint32_t matches = 0;
+  if (WidenKey(key16) == key) {
+    const uint32_t bits = (key16 & 0x8000u) != 0 ? key16 : key16 ^ 0x7fffu;
+    const uint32_t mask = bits == 0 ? 0x7fff7fffu : 0xffffffffu;  // -0 and +0 are equals
+    const auto equal = [&](uint32_t word) {                       // bits 15 and 31: of the two halves
+      const uint32_t x = (word ^ (bits | bits << 16)) & mask;
+      return ~(((x & 0x7fff7fffu) + 0x7fff7fffu) | x) & 0x80008000u;
+    };
+    const uint32_t found[4] = {equal(v.x), equal(v.y), equal(v.z), equal(v.w)};
+    if ((found[0] | found[1] | found[2] | found[3]) != 0) {
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const uint32_t bits = BitsAt(v, i);
-    uint32_t found = WidenKey(Key16(bits));
-    if ((edited >> i & 1) != 0) found = Key32(slice.Edited((slice.first + vector) * 8 + i, bits));
-    if (found == key) matches |= 1u << i;
+      for (int i = 0; i < 4; ++i) matches |= (found[i] >> 15 & 1u) << (2 * i) | (found[i] >> 31) << (2 * i + 1);
+    }
+  }
+  for (uint32_t left = edited; left != 0; left &= left - 1) {
+    const int i = __ffs(static_cast<int>(left)) - 1;
+    const bool equal = Key32(slice.Edited((slice.first + vector) * 8 + i, BitsAt(v, i))) == key;
+    matches = (matches & ~(1u << i)) | (equal ? 1u << i : 0u);
   }
   return matches;
 }
@@ -251,29 +281,33 @@ __device__ inline int FindByKey(const Slice& slice, SampleShared& s, uint32_t ke
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunks = (slice.count + 31) / 32;
   for (int c = warp; c < chunks; c += kSampleWarps) {
     const int vector = c * 32 + lane;
-    const uint32_t mine = vector < slice.count ? __popc(MatchVector(slice, s, vector, key)) : 0;
-    const uint32_t all = __reduce_add_sync(0xffffffffu, mine);
+    uint32_t all = vector < slice.count ? __popc(MatchVector(slice, s, vector, key)) : 0;
+    if (__any_sync(0xffffffffu, all != 0)) all = __reduce_add_sync(0xffffffffu, all);
     if (lane == 0) s.chunk_count[c] = all;
   }
   __syncthreads();
   if (warp != 0) return -1;
-  uint32_t before = 0;
-  int chunk = -1;
-  for (int base = 0; base < chunks && chunk < 0; base += 32) {
-    const uint32_t upto = before + WarpScan(base + lane < chunks ? s.chunk_count[base + lane] : 0u);
-    const uint32_t hit = __ballot_sync(0xffffffffu, upto > index);
-    if (hit != 0) {
-      chunk = base + __ffs(static_cast<int>(hit)) - 1;
-      if (chunk > base) before = __shfl_sync(0xffffffffu, upto, chunk - base - 1);
-    } else {
-      before = __shfl_sync(0xffffffffu, upto, 31);
-    }
+  constexpr int kEach = kMaxChunks / 32;
+  uint32_t counts[kEach], mine = 0;
+#pragma unroll
+  for (int j = 0; j < kEach; ++j) {
+    counts[j] = lane * kEach + j < chunks ? s.chunk_count[lane * kEach + j] : 0;
+    mine += counts[j];
   }
-  if (chunk < 0) return -1;
+  uint32_t upto = WarpScan(mine), before = upto - mine;
+  int owner = __ffs(static_cast<int>(__ballot_sync(0xffffffffu, upto > index))) - 1, chunk = lane * kEach;
+#pragma unroll
+  for (int j = 0; j < kEach - 1; ++j) {
+    if (chunk != lane * kEach + j || before + counts[j] > index) continue;
+    before += counts[j];
+    ++chunk;
+  }
+  chunk = __shfl_sync(0xffffffffu, chunk, owner);
+  before = __shfl_sync(0xffffffffu, before, owner);
   const int vector = chunk * 32 + lane;
   uint32_t matches = vector < slice.count ? MatchVector(slice, s, vector, key) : 0;
-  const uint32_t upto = before + WarpScan(static_cast<uint32_t>(__popc(matches)));
-  const int owner = __ffs(static_cast<int>(__ballot_sync(0xffffffffu, upto > index))) - 1;
+  upto = before + WarpScan(static_cast<uint32_t>(__popc(matches)));
+  owner = __ffs(static_cast<int>(__ballot_sync(0xffffffffu, upto > index))) - 1;
   uint32_t skip = index - (upto - __popc(matches));
   for (; lane == owner && skip > 0; --skip) matches &= matches - 1;
   return __shfl_sync(0xffffffffu, (slice.first + vector) * 8 + __ffs(static_cast<int>(matches)) - 1, owner);
@@ -283,7 +317,7 @@ __device__ inline int FindByKey(const Slice& slice, SampleShared& s, uint32_t ke
 __device__ __forceinline__ void WeighVector(const Slice& slice, const SampleShared& s, int vector, float max,
                                             float scale, float (&weight)[8]) {
   const uint4 v = slice.Load(vector);
-  const uint32_t edited = slice.edit_count > 0 ? s.edited[vector] : 0u;
+  const uint32_t edited = slice.EditedBits(s.edited, vector);
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const uint32_t bits = BitsAt(v, i);

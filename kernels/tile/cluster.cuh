@@ -18,10 +18,13 @@ __device__ __forceinline__ uint32_t ClusterSize() {
 
 // The two halves of a barrier of all threads of the cluster: what a thread wrote to shared memory before its arrive is
 // seen by all after their wait. Every thread calls both, in turn.
-__device__ __forceinline__ void ClusterArrive() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-}
+__device__ __forceinline__ void ClusterArrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 __device__ __forceinline__ void ClusterWait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+
+__device__ __forceinline__ void ClusterSync() {
+  ClusterArrive();
+  ClusterWait();
+}
 
 // Address of the same place in the shared memory of block `rank` of the cluster.
 __device__ __forceinline__ uint32_t PeerAddress(uint32_t shared, uint32_t rank) {
@@ -32,6 +35,14 @@ __device__ __forceinline__ uint32_t PeerAddress(uint32_t shared, uint32_t rank) 
 __device__ __forceinline__ float2 LoadPeer8(uint32_t peer) {
   float2 v;
   asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(peer) : "memory");
+  return v;
+}
+__device__ __forceinline__ float4 LoadPeer16(uint32_t peer) {
+  float4 v;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(peer)
+               : "memory");
   return v;
 }
 

@@ -54,6 +54,7 @@ void CudaModel::set_cuda_options(const CudaOptions& cuda) {
   executor_options_.forward.prefetch_bytes = cuda.prefetch_bytes;
   executor_options_.forward.skip = cuda.skip;
   executor_options_.graphs = cuda.graphs;
+  executor_options_.warm_up = cuda.warm_up;
   executor_options_.pdl = cuda.pdl;
   executor_options_.keep_logits = cuda.keep_logits;
 }

@@ -15,6 +15,7 @@ namespace agentserve::model::cuda {
 // Switches for tests and measurements; the defaults are what serves.
 struct CudaOptions {
   bool graphs = true;
+  bool warm_up = true;
   bool pdl = true;
   int fuse_norm_rows = ForwardOptions().fuse_norm_rows;
   size_t prefetch_bytes = ForwardOptions().prefetch_bytes;

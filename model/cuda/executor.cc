@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/clock.h"
+#include "base/log.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "kernels/bf16/bf16.h"
@@ -18,15 +20,6 @@ using kernels::cuda::LogitEdit;
 using kernels::cuda::SampledRow;
 using kernels::cuda::ToStatus;
 
-// Block tables of captured graphs have one of these widths, so that few graphs serve all lengths: 4x apart, since only
-// their upload grows with them.
-constexpr int kStrides[] = {64, 256, 1024, 4096, 16384, 65536, 262144};
-
-int StrideClass(int blocks) {
-  const int* it = std::lower_bound(std::begin(kStrides), std::end(kStrides), blocks);
-  return it == std::end(kStrides) ? blocks : *it;
-}
-
 int RoundUp(int n, int to) { return (n + to - 1) / to * to; }
 
 bool PlainGreedy(const engine::StepPlan& plan, const StepLayout& layout) {
@@ -36,23 +29,27 @@ bool PlainGreedy(const engine::StepPlan& plan, const StepLayout& layout) {
   });
 }
 
-// The largest upload of any step: all sequences at full context in both tables cannot be, tokens and sequences share
-// the limits; this bounds each part by itself.
-StepShape LargestShape(const ModelConfig& c, const ExecutorOptions& o, uint32_t block_tokens, size_t sequences) {
-  StepShape s;
-  s.decodes = static_cast<int>(sequences);
-  s.chunks = 0;
-  s.chunk_tokens = static_cast<int>(o.limits.max_step_tokens);
-  s.max_tiles = kernels::cuda::MaxPrefillTiles(s.chunk_tokens, s.decodes, static_cast<int>(c.head_dim));
-  s.samples = s.decodes;
-  s.table_stride = StrideClass(static_cast<int>((c.max_position + block_tokens - 1) / block_tokens));
-  s.decode_limits = kernels::cuda::DecodeLimits(s.decodes, static_cast<int>(c.max_position), o.forward.step.num_sms);
-  return s;
+// Blocks of one sequence at full context.
+int MostBlocks(const ModelConfig& c, uint32_t block_tokens) {
+  return RoundUp(static_cast<int>((c.max_position + block_tokens - 1) / block_tokens), 4);
 }
 
-// Chunks' arrays beside those of LargestShape: cu_tokens, starts and alignment. Their tables share the decodes'.
+// Bounds each part of a step's arrays by itself: the chunks of a step share its tokens and sequences with the decodes.
 size_t ArraysBytes(const ModelConfig& c, const ExecutorOptions& o, uint32_t block_tokens, size_t sequences) {
-  return StepArrays::Bytes(LargestShape(c, o, block_tokens, sequences)) + 16 * sequences + 4096;
+  StepShape s;
+  s.decodes = s.samples = s.chunks = static_cast<int>(sequences);
+  s.chunk_tokens = static_cast<int>(o.limits.max_step_tokens);
+  s.max_tiles = kernels::cuda::MaxPrefillTiles(s.chunk_tokens, s.chunks, static_cast<int>(c.head_dim));
+  // Tables of as many full-length chunks as make a step of one token each are not planned for: 64 at full context.
+  constexpr size_t kFullChunks = 64;
+  s.table_stride = 0;
+  for (int context = ContextClass(1); context > 0;
+       context = NextContextClass(context, static_cast<int>(c.max_position))) {
+    const auto limits = DecodeLimitsOf(s.decodes, context, c, o.forward.step);
+    if (limits.max_units > s.decode_limits.max_units) s.decode_limits = limits;
+  }
+  const size_t tables = std::min(kFullChunks, sequences) * static_cast<size_t>(MostBlocks(c, block_tokens));
+  return StepArrays::Bytes(s) + tables * sizeof(int32_t);
 }
 
 }  // namespace
@@ -78,7 +75,7 @@ CudaExecutor::CudaExecutor(int device, const ModelConfig& config, engine::KvPool
       pool_(pool),
       options_(options),
       sequences_(static_cast<size_t>(BucketOf(static_cast<int>(options.limits.max_sequences)))),
-      edit_builder_(config.vocab_size) {}
+      edit_builder_(config.vocab_size, sequences_) {}
 
 CudaExecutor::~CudaExecutor() {
   cudaSetDevice(device_);
@@ -97,6 +94,7 @@ uint64_t CudaExecutor::DeviceBytes(const ModelConfig& config, const ExecutorOpti
   Buffers::Carve(config, options.limits, options.forward.step, &arena);
   for (int i = 0; i < kSlots; ++i) {
     arena.Take<std::byte>(ArraysBytes(config, options, kSmallestBlock, sequences));
+    arena.Take<int32_t>(sequences * static_cast<size_t>(MostBlocks(config, kSmallestBlock)));
     Arena results(nullptr);
     Results::Carve(sequences, &results);
     arena.Take<std::byte>(results.used());
@@ -116,12 +114,15 @@ absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(int device, c
 
 absl::Status CudaExecutor::Allocate(const DeviceWeights& weights) {
   arrays_bytes_ = ArraysBytes(config_, options_, pool_.layout.block_tokens, sequences_);
+  decode_stride_ = MostBlocks(config_, pool_.layout.block_tokens);
+  const size_t table_entries = sequences_ * static_cast<size_t>(decode_stride_);
   Arena results(nullptr);
   Results::Carve(sequences_, &results);
   const auto carve = [&](Arena* arena) {
     buffers_ = Buffers::Carve(config_, options_.limits, options_.forward.step, arena);
     for (Slot& slot : slots_) {
       slot.arrays = arena->Take<std::byte>(arrays_bytes_);
+      slot.tables = arena->Take<int32_t>(table_entries);
       slot.results = arena->Take<std::byte>(results.used());
     }
   };
@@ -134,6 +135,9 @@ absl::Status CudaExecutor::Allocate(const DeviceWeights& weights) {
   carve(&arena);
   for (Slot& slot : slots_) {
     AS_ASSIGN_OR_RETURN(slot.host_arrays, PinnedBuffer::Allocate(arrays_bytes_, "a step's arrays"));
+    AS_ASSIGN_OR_RETURN(slot.host_tables, PinnedBuffer::Allocate(table_entries * sizeof(int32_t), "block tables"));
+    std::memset(slot.host_arrays.data(), 0, slot.host_arrays.size());
+    std::memset(slot.host_tables.data(), 0, slot.host_tables.size());  // as on the device
     AS_ASSIGN_OR_RETURN(slot.host_results, PinnedBuffer::Allocate(results.used(), "a step's results"));
     AS_ASSIGN_OR_RETURN(slot.uploaded, Event::Create());
     AS_ASSIGN_OR_RETURN(slot.computed, Event::Create());
@@ -150,7 +154,66 @@ absl::Status CudaExecutor::Allocate(const DeviceWeights& weights) {
     AS_ASSIGN_OR_RETURN(layer_written_.emplace_back(), Event::Create());
   }
   forward_ = std::make_unique<Forward>(config_, weights, pool_, buffers_, options_.forward, side_.get(), fork_.get());
-  return ToStatus(cudaDeviceSynchronize(), "clearing activations");
+  AS_RETURN_IF_ERROR(ToStatus(cudaDeviceSynchronize(), "clearing activations"));
+  return options_.warm_up && pool_.num_blocks > 0 ? WarmUp() : absl::OkStatus();
+}
+
+// One launch of what is not a step: nothing is sampled for anyone and no KV is written.
+absl::Status CudaExecutor::RunDry(const engine::StepPlan& plan, StepShape shape, const StepLayout& layout, int slot,
+                                  bool greedy) {
+  PackedStep packed;
+  Slot& to = slots_[slot];
+  AS_RETURN_IF_ERROR(ToStatus(cudaStreamSynchronize(compute_.get()), "warming up"));  // the slot's arrays are free
+  AS_RETURN_IF_ERROR(Upload(plan, layout, shape, to, WriteKv::kNo, &packed));
+  AS_RETURN_IF_ERROR(LaunchForward(shape, packed, slot, greedy, plan, nullptr));
+  return greedy || layout.samples.empty() ? absl::OkStatus() : LaunchSampler(layout, shape, to);
+}
+
+// Loads the kernels and captures the graphs of decode steps, so that no request pays for it.
+absl::Status CudaExecutor::WarmUp() {
+  const base::MonotonicClock clock;
+  const base::TimeNs began = clock.Now();
+  engine::SamplingParams sampling;
+  sampling.temperature = 0.5f;
+  sampling.top_p = 0.9f;
+  const uint32_t most = std::min({options_.limits.max_step_tokens, config_.max_position, 512u});
+  const std::vector<engine::TokenId> tokens(most, 0);
+  const std::vector<engine::BlockId> blocks(pool_.layout.BlocksFor(most), engine::BlockId(0));
+  for (const uint32_t n : {most, std::min(most, 64u)}) {
+    engine::SeqSlice slice;
+    slice.tokens = slice.history = std::span(tokens).first(n);
+    slice.blocks = blocks;
+    slice.sample = true;
+    slice.sampling = &sampling;
+    const engine::StepPlan plan{{slice}};
+    const StepLayout layout = LayOut(plan, pool_.layout.block_tokens, options_.forward.step);
+    AS_RETURN_IF_ERROR(RunDry(plan, PadShape(layout, 0, false), layout, 0, false));
+  }
+  // Longer contexts are captured when they are first met.
+  constexpr int kWarmContext = 16384;
+  for (const int bucket : kBuckets) {
+    if (!options_.graphs || static_cast<size_t>(bucket) > sequences_) break;
+    StepLayout layout;
+    layout.shape.decodes = layout.shape.samples = bucket;
+    const int longest = std::min(kWarmContext, static_cast<int>(config_.max_position));
+    for (int context = ContextClass(1); context > 0; context = NextContextClass(context, longest)) {
+      const StepShape shape = PadShape(layout, context, true);
+      for (const bool greedy : {false, true}) {
+        for (const int turn : {0, 1, 2}) {  // slot 0 directly, then captured; slot 1 captured
+          if (turn == 1) graphs_[KeyOf(shape, 1, greedy)].uses = 1;
+          AS_RETURN_IF_ERROR(RunDry({}, shape, {}, turn == 1 ? 1 : 0, greedy));
+        }
+      }
+    }
+  }
+  AS_RETURN_IF_ERROR(ToStatus(cudaDeviceSynchronize(), "warming up"));
+  AS_LOG(kInfo, "executor.ready") << base::Field("warm_up_ms", base::ToMs(clock.Now() - began))
+                                  << base::Field("graphs", graphs_.size());
+  return absl::OkStatus();
+}
+
+CudaExecutor::GraphKey CudaExecutor::KeyOf(const StepShape& shape, int slot, bool greedy) {
+  return {shape.decodes, shape.decode_limits.max_units, shape.decode_limits.cluster, slot, greedy};
 }
 
 absl::Status CudaExecutor::Broken(absl::Status status) {
@@ -165,43 +228,57 @@ kernels::cuda::LaunchContext CudaExecutor::context() const {
   return {compute_.get(), options_.pdl, options_.forward.step.num_sms};
 }
 
-// Exact sizes for a direct launch; for a graph the bucket's.
-StepShape CudaExecutor::PadShape(const StepLayout& layout, bool graph) const {
+// Exact sizes for a direct launch; for a graph the bucket's. `longest`: positions of the longest decode.
+StepShape CudaExecutor::PadShape(const StepLayout& layout, int longest, bool graph) const {
   StepShape s = layout.shape;
   if (graph) {
     s.decodes = s.samples = BucketOf(s.decodes);
-    s.table_stride = StrideClass(s.table_stride);
-  } else {
-    s.table_stride = RoundUp(s.table_stride, 4);
+    s.table_stride = 0;
   }
+  s.decode_stride = decode_stride_;
   if (s.chunks > 0) {
     s.max_tiles = kernels::cuda::MaxPrefillTiles(s.chunk_tokens, s.chunks, static_cast<int>(config_.head_dim));
   }
-  if (s.decodes > 0) {
-    const int context = s.table_stride * static_cast<int>(pool_.layout.block_tokens);
-    s.decode_limits = DecodeLimitsOf(s.decodes, std::min(context, static_cast<int>(config_.max_position)), config_,
-                                     options_.forward.step);
-  }
+  if (s.decodes > 0) s.decode_limits = DecodeLimitsOf(s.decodes, ContextClass(longest), config_, options_.forward.step);
   return s;
 }
 
 absl::Status CudaExecutor::Upload(const engine::StepPlan& plan, const StepLayout& layout, const StepShape& shape,
-                                  Slot& slot, PackedStep* packed) {
+                                  Slot& slot, WriteKv write, PackedStep* packed) {
   const size_t bytes = StepArrays::Bytes(shape);
   if (bytes > arrays_bytes_) {
     return absl::InvalidArgumentError(StrCat("a step whose tables take ", bytes, " bytes; room is for ", arrays_bytes_,
                                              ". Run fewer sequences or shorter ones together"));
   }
   Arena arena(slot.host_arrays.data());
-  const StepArrays host = StepArrays::Carve(shape, &arena);
-  AS_RETURN_IF_ERROR(PackStep(plan, layout, shape, pending_, pool_.layout.block_tokens, config_.head_dim,
-                              options_.forward.step, host, packed));
+  StepArrays host = StepArrays::Carve(shape, &arena);
+  host.decode_tables = reinterpret_cast<int32_t*>(slot.host_tables.data());
+  const absl::Status status = PackStep(plan, layout, shape, pending_, pool_.layout.block_tokens, config_.head_dim,
+                                       options_.forward.step, host, packed);
+  slot.tables_dirty = slot.tables_dirty || packed->tables_changed;  // also if what followed failed
+  slot.table_columns = std::max(slot.table_columns, packed->table_columns);
+  slot.table_rows = std::max(slot.table_rows, layout.decodes.size());
+  AS_RETURN_IF_ERROR(status);
+  if (write == WriteKv::kNo) std::fill_n(host.slots, shape.rows(), -1);
+  if (slot.tables_dirty) AS_RETURN_IF_ERROR(UploadTables(slot));
   AS_RETURN_IF_ERROR(UploadEdits(plan, layout, host, slot));
+  if (slot.tables_dirty) AS_RETURN_IF_ERROR(UploadTables(slot));
   AS_RETURN_IF_ERROR(
       ToStatus(cudaMemcpyAsync(slot.arrays, slot.host_arrays.data(), bytes, cudaMemcpyHostToDevice, upload_.get()),
                "copying a step to the GPU"));
   AS_RETURN_IF_ERROR(ToStatus(cudaEventRecord(slot.uploaded.get(), upload_.get()), "copying a step to the GPU"));
   return ToStatus(cudaStreamWaitEvent(compute_.get(), slot.uploaded.get(), 0), "copying a step to the GPU");
+}
+
+// All rows and columns that were ever in use, so that the device's copy equals the host's.
+absl::Status CudaExecutor::UploadTables(Slot& slot) {
+  const size_t pitch = static_cast<size_t>(decode_stride_) * sizeof(int32_t);
+  AS_RETURN_IF_ERROR(ToStatus(cudaMemcpy2DAsync(slot.tables, pitch, slot.host_tables.data(), pitch,
+                                                static_cast<size_t>(slot.table_columns) * sizeof(int32_t),
+                                                slot.table_rows, cudaMemcpyHostToDevice, upload_.get()),
+                              "copying block tables to the GPU"));
+  slot.tables_dirty = false;
+  return absl::OkStatus();
 }
 
 absl::Status CudaExecutor::UploadEdits(const engine::StepPlan& plan, const StepLayout& layout, const StepArrays& host,
@@ -236,14 +313,16 @@ absl::Status CudaExecutor::ForwardOnce(const StepShape& shape, int tiles, int sl
   head.logits = !greedy || options_.keep_logits;
   head.tokens = greedy ? mine.tokens : nullptr;
   head.best = greedy ? mine.best : nullptr;
-  return forward_->Launch(shape, StepArrays::Carve(shape, &arrays), tiles, theirs.tokens, head, after_kv, context());
+  StepArrays on_device = StepArrays::Carve(shape, &arrays);
+  on_device.decode_tables = slots_[at].tables;
+  return forward_->Launch(shape, on_device, tiles, theirs.tokens, head, after_kv, context());
 }
 
 // Replays the graph of this shape; the first time a shape is met it is not captured yet (*done = false): the kernels
 // then run directly, which also loads them, and the next time captures.
 absl::Status CudaExecutor::LaunchGraph(const StepShape& shape, int slot, bool greedy, bool* done) {
   *done = false;
-  Graph& graph = graphs_[{shape.decodes, shape.table_stride, slot, greedy}];
+  Graph& graph = graphs_[KeyOf(shape, slot, greedy)];
   if (graph.uses++ == 0) return absl::OkStatus();
   if (graph.exec == nullptr) {
     AS_RETURN_IF_ERROR(ToStatus(cudaStreamBeginCapture(compute_.get(), cudaStreamCaptureModeThreadLocal), "capture"));
@@ -334,7 +413,9 @@ absl::Status CudaExecutor::Start(const engine::StepPlan& plan, engine::LayerObse
   const StepLayout layout = LayOut(plan, pool_.layout.block_tokens, options_.forward.step);
   const bool greedy = PlainGreedy(plan, layout);
   const bool bucketed = layout.shape.all_sample() && layout.shape.decodes <= std::end(kBuckets)[-1];
-  const StepShape shape = PadShape(layout, bucketed && observer == nullptr && options_.graphs);
+  int longest = 0;
+  for (const uint32_t i : layout.decodes) longest = std::max(longest, static_cast<int>(plan.slices[i].start) + 1);
+  const StepShape shape = PadShape(layout, longest, bucketed && observer == nullptr && options_.graphs);
   const int slot_index = next_slot_;
   Slot& slot = slots_[slot_index];
   InFlight step;
@@ -348,7 +429,7 @@ absl::Status CudaExecutor::Start(const engine::StepPlan& plan, engine::LayerObse
   }
   if (!plan.slices.empty()) {
     PackedStep packed;
-    AS_RETURN_IF_ERROR(Upload(plan, layout, shape, slot, &packed));
+    AS_RETURN_IF_ERROR(Upload(plan, layout, shape, slot, WriteKv::kYes, &packed));
     AS_RETURN_IF_ERROR(Broken(ToStatus(cudaEventRecord(slot.began, compute_.get()), "a step")));
     AS_RETURN_IF_ERROR(Broken(LaunchForward(shape, packed, slot_index, greedy, plan, observer)));
     if (!greedy) AS_RETURN_IF_ERROR(Broken(LaunchSampler(layout, shape, slot)));

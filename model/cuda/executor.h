@@ -33,6 +33,7 @@ struct ExecutorOptions {
   ExecutorLimits limits;
   ForwardOptions forward;
   bool graphs = true;        // capture decode-only steps
+  bool warm_up = true;       // load kernels and capture graphs in Create
   bool pdl = true;           // programmatic dependent launch
   bool keep_logits = false;  // logits of every step stay readable (no fused greedy choice)
 };
@@ -69,6 +70,12 @@ class CudaExecutor final : public engine::Executor {
     DeviceBuffer edits;
     std::byte* arrays = nullptr;   // device, of arrays_bytes_
     std::byte* results = nullptr;  // device, of ResultBytes
+    // Block tables of decodes, kept from step to step: on the host, and their copy on the device.
+    PinnedBuffer host_tables;
+    int32_t* tables = nullptr;
+    size_t table_rows = 0;  // in use at some time
+    int table_columns = 0;
+    bool tables_dirty = false;
     Event uploaded, computed, returned;
     cudaEvent_t began = nullptr, ended = nullptr;  // with timing
     ~Slot();
@@ -90,7 +97,7 @@ class CudaExecutor final : public engine::Executor {
     engine::StepPlan observed;  // empty if nobody is told; spans are good for their sizes only
   };
   struct GraphKey {
-    int rows, stride, slot;
+    int rows, max_units, cluster, slot;
     bool greedy;
     auto operator<=>(const GraphKey&) const = default;
   };
@@ -102,8 +109,13 @@ class CudaExecutor final : public engine::Executor {
   CudaExecutor(int device, const ModelConfig& config, engine::KvPoolView pool, const ExecutorOptions& options);
   absl::Status Allocate(const DeviceWeights& weights);
   absl::Status Start(const engine::StepPlan& plan, engine::LayerObserver* observer);
+  enum class WriteKv { kYes, kNo };
   absl::Status Upload(const engine::StepPlan& plan, const StepLayout& layout, const StepShape& shape, Slot& slot,
-                      PackedStep* packed);
+                      WriteKv write, PackedStep* packed);
+  absl::Status UploadTables(Slot& slot);
+  absl::Status WarmUp();
+  absl::Status RunDry(const engine::StepPlan& plan, StepShape shape, const StepLayout& layout, int slot, bool greedy);
+  static GraphKey KeyOf(const StepShape& shape, int slot, bool greedy);
   absl::Status UploadEdits(const engine::StepPlan& plan, const StepLayout& layout, const StepArrays& host, Slot& slot);
   absl::Status LaunchForward(const StepShape& shape, const PackedStep& packed, int slot, bool greedy,
                              const engine::StepPlan& plan, engine::LayerObserver* observer);
@@ -115,7 +127,7 @@ class CudaExecutor final : public engine::Executor {
   absl::Status TellWritten(const engine::StepPlan& plan, engine::LayerObserver* observer, uint32_t launched, bool wait);
   absl::Status Collect(const InFlight& step, engine::StepOutput* out);
   bool Observed(const StepShape& shape) const;
-  StepShape PadShape(const StepLayout& layout, bool graph) const;
+  StepShape PadShape(const StepLayout& layout, int longest, bool graph) const;
   absl::Status Broken(absl::Status status);
   kernels::cuda::LaunchContext context() const;
 
@@ -125,6 +137,7 @@ class CudaExecutor final : public engine::Executor {
   const ExecutorOptions options_;
   const size_t sequences_;  // rows of per-sequence buffers: limits.max_sequences rounded up to a bucket
   size_t arrays_bytes_ = 0;
+  int decode_stride_ = 0;
   DeviceBuffer memory_;
   Buffers buffers_;
   std::unique_ptr<Forward> forward_;

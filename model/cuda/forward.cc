@@ -25,6 +25,14 @@ int BucketOf(int rows) {
   return it == std::end(kBuckets) ? rows : *it;
 }
 
+int ContextClass(int positions) {
+  int context = 1024;
+  while (context < positions) context *= 4;
+  return context;
+}
+
+int NextContextClass(int context, int max_position) { return context < max_position ? 4 * context : 0; }
+
 Buffers Buffers::Carve(const ModelConfig& c, const ExecutorLimits& limits, const StepOptions& options, Arena* arena) {
   using T = __nv_bfloat16;
   const auto sequences = static_cast<size_t>(BucketOf(static_cast<int>(limits.max_sequences)));
@@ -47,9 +55,11 @@ Buffers Buffers::Carve(const ModelConfig& c, const ExecutorLimits& limits, const
       kernels::cuda::LinearWorkspaceBytes(
           static_cast<int>(tokens), std::max(n(2 * c.intermediate_size), n(c.q_size() + 2 * c.kv_size())), deepest));
   for (int rows = 1; rows <= static_cast<int>(sequences); rows = BucketOf(rows + 1)) {
-    const auto decode = DecodeLimitsOf(rows, n(c.max_position), c, options);
-    b.decode_bytes =
-        std::max(b.decode_bytes, kernels::cuda::DecodeWorkspaceBytes(decode, n(c.num_heads), n(c.head_dim)));
+    for (int context = ContextClass(1); context > 0; context = NextContextClass(context, n(c.max_position))) {
+      const auto decode = DecodeLimitsOf(rows, context, c, options);
+      b.decode_bytes =
+          std::max(b.decode_bytes, kernels::cuda::DecodeWorkspaceBytes(decode, n(c.num_heads), n(c.head_dim)));
+    }
   }
   b.prefill_bytes = kernels::cuda::PrefillWorkspaceBytes();
   b.sample_bytes = kernels::cuda::SampleWorkspaceBytes(static_cast<int>(sequences), n(c.vocab_size));
@@ -170,12 +180,12 @@ absl::Status Forward::Attend(const Pass& pass, uint32_t layer) const {
     p.scale = scale;
     p.rows = s.decodes;
     p.block_tables = a.decode_tables;
-    p.table_stride = s.table_stride;
+    p.table_stride = s.decode_stride;
     p.units = a.units;
     p.splits = a.splits;
     p.max_units = s.decode_limits.max_units;
     p.cluster = s.decode_limits.cluster;
-    p.blocks_per_sm = s.decode_limits.blocks_per_sm;
+    p.combine_kernel = s.decode_limits.combine_kernel;
     p.workspace = buffers_.decode;
     p.workspace_bytes = buffers_.decode_bytes;
     AS_RETURN_IF_ERROR(kernels::cuda::DecodeAttention(p, pass.context));

@@ -44,6 +44,10 @@ struct Buffers {
 inline constexpr int kBuckets[] = {1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256};
 // The smallest bucket for `rows`, or `rows` if it is beyond all.
 int BucketOf(int rows);
+// Contexts for which attention of decodes is laid out: 1024, 4096, and so on. The smallest at least `positions`.
+int ContextClass(int positions);
+// The class after `context`, 0 after the first that covers `max_position`.
+int NextContextClass(int context, int max_position);
 
 // Parts of a step that a measurement leaves out, to place time by differences (the results are then wrong).
 enum SkipPart : uint32_t {

@@ -302,9 +302,13 @@ absl::Status RunParts(CudaModel& model, const BenchOptions& o, const CudaOptions
   add("as served", [](CudaOptions*) {});
   add("no PDL", [](CudaOptions* c) { c->pdl = false; });
   add("norms apart", [](CudaOptions* c) { c->fuse_norm_rows = 0; });
-  add("prefetch 8 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{8} << 20; });
-  add("prefetch 16 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{16} << 20; });
-  add("prefetch 32 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{32} << 20; });
+  add("prefetch 4 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{4} << 20; });
+  add("prefetch 12 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{12} << 20; });
+  add("prefetch 20 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{20} << 20; });
+  add("12 MiB, norms apart", [](CudaOptions* c) {
+    c->prefetch_bytes = size_t{12} << 20;
+    c->fuse_norm_rows = 0;
+  });
   constexpr const char* kNames[] = {"without norms",   "without qkv",  "without attention", "without o",
                                     "without gate-up", "without down", "without head"};
   for (uint32_t i = 0; i < std::size(kNames); ++i) add(kNames[i], [i](CudaOptions* c) { c->skip = 1u << i; });
@@ -315,7 +319,7 @@ absl::Status RunParts(CudaModel& model, const BenchOptions& o, const CudaOptions
         model.set_cuda_options(v.options);
         AS_ASSIGN_OR_RETURN(const DecodeTimes t, TimeDecode(model, o, rows, context));
         if (served == 0) served = t.gpu_ms;
-        std::printf("B=%-4u ctx=%-6u %-18s %.4f ms  %+.1f us\n", rows, context, v.name, t.gpu_ms,
+        std::printf("B=%-4u ctx=%-6u %-20s %.4f ms  %+.1f us\n", rows, context, v.name, t.gpu_ms,
                     1e3 * (t.gpu_ms - served));
       }
       std::fflush(stdout);

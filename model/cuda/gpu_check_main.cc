@@ -16,7 +16,7 @@ struct Flags {
   std::string model, random, mode = "bench", prompts, batches = "1,64,256", contexts = "1024,8192", prefills, dump;
   int device = 0, steps = 64, chunk = 512, block_tokens = 16, threads = 0, layers = 0, seed = 1;
   int fuse_norm_rows = model::cuda::CudaOptions().fuse_norm_rows, prefetch_kib = 0, prefill_chunk = 8192;
-  bool invariant = false, graphs = true, pdl = true;
+  bool invariant = false, graphs = true, pdl = true, warm_up = false;
 };
 
 int Fail(const absl::Status& status, int code) {
@@ -59,6 +59,7 @@ void AddFlags(base::FlagSet* set, Flags* f) {
   set->Add("seed", &f->seed, "of the prompts");
   set->Add("batch-invariant", &f->invariant, "the batch-invariant mode");
   set->Add("graphs", &f->graphs, "capture decode steps");
+  set->Add("warm-up", &f->warm_up, "capture the usual graphs first, as workers do");
   set->Add("pdl", &f->pdl, "programmatic dependent launch");
   set->Add("fuse-norm-rows", &f->fuse_norm_rows, "RMSNorm inside products of at most this many rows");
   set->Add("prefetch-kib", &f->prefetch_kib, "weights brought to the L2 beside attention");
@@ -68,6 +69,7 @@ model::cuda::CudaOptions CudaOptionsOf(const Flags& f, bool keep_logits) {
   model::cuda::CudaOptions cuda;
   cuda.graphs = f.graphs && !keep_logits;
   cuda.pdl = f.pdl;
+  cuda.warm_up = f.warm_up;
   cuda.fuse_norm_rows = f.fuse_norm_rows;
   cuda.prefetch_bytes = static_cast<size_t>(f.prefetch_kib) << 10;
   cuda.keep_logits = keep_logits;

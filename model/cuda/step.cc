@@ -45,8 +45,15 @@ absl::Status ValidateSlice(const SeqSlice& s, const ModelConfig& config, const e
   return absl::OkStatus();
 }
 
-void FillTable(const SeqSlice& s, uint32_t blocks, int32_t* to) {
-  for (uint32_t b = 0; b < blocks; ++b) to[b] = static_cast<int32_t>(s.blocks[b].value);
+// True if the row held something else.
+bool FillTable(const SeqSlice& s, uint32_t blocks, int32_t* to) {
+  int32_t differs = 0;
+  for (uint32_t b = 0; b < blocks; ++b) {
+    const auto block = static_cast<int32_t>(s.blocks[b].value);
+    differs |= to[b] ^ block;
+    to[b] = block;
+  }
+  return differs != 0;
 }
 
 SamplingRow SettingsOf(const SeqSlice& s) {
@@ -105,7 +112,6 @@ StepArrays StepArrays::Carve(const StepShape& shape, Arena* arena) {
   a.slots = arena->Take<int32_t>(rows);
   a.splits = arena->Take<int32_t>(decodes + 1);
   a.units = arena->Take<kernels::cuda::DecodeUnit>(static_cast<size_t>(shape.decode_limits.max_units));
-  a.decode_tables = arena->Take<int32_t>(decodes * stride);
   a.cu_tokens = arena->Take<int32_t>(chunks + 1);
   a.starts = arena->Take<int32_t>(chunks);
   a.tiles = arena->Take<int32_t>(static_cast<size_t>(shape.max_tiles));
@@ -197,7 +203,11 @@ absl::Status PackStep(const engine::StepPlan& plan, const StepLayout& layout, co
     last_row[layout.decodes[d]] = rows.row();
     rows.Token(s, 0, from);
     lengths[d] = static_cast<int32_t>(s.start + 1);
-    FillTable(s, s.start / block_tokens + 1, to.decode_tables + d * stride);
+    const uint32_t blocks = s.start / block_tokens + 1;
+    out->table_columns = std::max(out->table_columns, static_cast<int>(blocks));
+    if (FillTable(s, blocks, to.decode_tables + d * static_cast<size_t>(shape.decode_stride))) {
+      out->tables_changed = true;
+    }
   }
   while (rows.row() < shape.decodes) rows.Padding();
   for (size_t c = 0; c < layout.chunks.size(); ++c) {

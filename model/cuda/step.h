@@ -27,8 +27,9 @@ struct StepShape {
   int chunk_tokens = 0;  // of all chunks
   int max_new = 0;       // most tokens of a chunk
   int max_tiles = 0;
-  int samples = 0;       // rows that sample, padding included
-  int table_stride = 0;  // blocks per row of the block tables
+  int samples = 0;        // rows that sample, padding included
+  int table_stride = 0;   // blocks per row of the chunks' block tables
+  int decode_stride = 0;  // blocks per row of the decodes' block tables, which live beside the other arrays
   kernels::cuda::DecodePlanLimits decode_limits;
   int rows() const { return decodes + chunk_tokens; }
   // Every row samples and sampling row i is row i: nothing needs to be gathered.
@@ -43,13 +44,15 @@ struct StepArrays {
   int32_t* slots = nullptr;      // [rows] where K and V go; -1 for padding
   int32_t* splits = nullptr;     // [decodes + 1]
   kernels::cuda::DecodeUnit* units = nullptr;
-  int32_t* decode_tables = nullptr;                // [decodes][table_stride]
   int32_t* cu_tokens = nullptr;                    // [chunks + 1]
   int32_t* starts = nullptr;                       // [chunks]
   int32_t* tiles = nullptr;                        // [max_tiles]
   int32_t* chunk_tables = nullptr;                 // [chunks][table_stride]
   int32_t* sample_rows = nullptr;                  // [samples]
   kernels::cuda::SamplingRow* settings = nullptr;  // [samples]
+
+  // [decodes][decode_stride]; not carved but set by the owner, who keeps it from step to step: little of it changes.
+  int32_t* decode_tables = nullptr;
 
   static StepArrays Carve(const StepShape& shape, Arena* arena);
   static size_t Bytes(const StepShape& shape);
@@ -84,6 +87,8 @@ using PendingRows = std::unordered_map<uint64_t, int32_t>;
 struct PackedStep {
   int units = 0;
   int tiles = 0;
+  int table_columns = 0;        // of the decodes' block tables that are in use
+  bool tables_changed = false;  // some of them differ from what decode_tables held
 };
 // Fills `to`, carved for `shape` (at least layout.shape in every size). INVALID_ARGUMENT if an input is pending that no
 // step in flight makes. The settings' edits are not filled in.

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <memory>
+#include <set>
 #include <vector>
 
 #include "model/cuda/edits.h"
@@ -66,7 +68,10 @@ class StepTest : public ::testing::Test {
     shape->max_tiles = kernels::cuda::MaxPrefillTiles(shape->chunk_tokens, shape->chunks, 64);
     memory_.assign(StepArrays::Bytes(*shape), std::byte{0xee});
     Arena arena(memory_.data());
-    const StepArrays arrays = StepArrays::Carve(*shape, &arena);
+    StepArrays arrays = StepArrays::Carve(*shape, &arena);
+    shape->decode_stride = 256;
+    tables_.resize(256 * 16);
+    arrays.decode_tables = tables_.data();
     status_ = PackStep(plan_, layout_, *shape, pending_, kBlockTokens, 64, options, arrays, packed);
     return arrays;
   }
@@ -78,6 +83,7 @@ class StepTest : public ::testing::Test {
   PendingRows pending_;
   absl::Status status_;
   std::vector<std::byte> memory_;
+  std::vector<int32_t> tables_;
   std::vector<std::unique_ptr<Seq>> seqs_;
   uint32_t next_block_ = 3;
 };
@@ -130,9 +136,17 @@ TEST_F(StepTest, PaddingWritesNothingAndHasNoUnits) {
   shape.decode_limits = DecodeLimitsOf(8, 4096, config_, {});
   memory_.assign(StepArrays::Bytes(shape), std::byte{0xee});
   Arena arena(memory_.data());
-  const StepArrays a = StepArrays::Carve(shape, &arena);
+  StepArrays a = StepArrays::Carve(shape, &arena);
+  shape.decode_stride = 256;
+  tables_.resize(256 * 16);
+  a.decode_tables = tables_.data();
   PackedStep packed;
   ASSERT_TRUE(PackStep(plan_, layout_, shape, pending_, kBlockTokens, 64, {}, a, &packed).ok());
+  EXPECT_TRUE(packed.tables_changed);
+  EXPECT_EQ(packed.table_columns, 13);
+  PackedStep again;
+  ASSERT_TRUE(PackStep(plan_, layout_, shape, pending_, kBlockTokens, 64, {}, a, &again).ok());
+  EXPECT_FALSE(again.tables_changed);
   for (int row = 3; row < 8; ++row) {
     EXPECT_EQ(a.slots[row], -1);
     EXPECT_EQ(a.splits[row], a.splits[row + 1]) << row;
@@ -189,6 +203,28 @@ TEST_F(StepTest, RefusesWhatDoesNotFit) {
   EXPECT_FALSE(ValidateStep(plan_, config_, pool, {.max_step_tokens = 0, .max_sequences = 256}).ok());
 }
 
+// What the list must be, counted anew.
+void ExpectEdits(const SeqSlice& s, const std::vector<LogitEdit>& edits, const std::set<uint32_t>& masked,
+                 const std::map<uint32_t, float>& biases) {
+  std::map<uint32_t, LogitEdit> want;
+  for (size_t i = 0; i < s.history.size(); ++i) {
+    LogitEdit& e = want[s.history[i]];
+    e.flags |= kernels::cuda::kEditSeen;
+    if (i >= s.prompt_tokens) ++e.output;
+  }
+  for (const uint32_t id : masked) want[id].flags |= kernels::cuda::kEditMasked;
+  for (const auto& [id, bias] : biases) want[id].bias += bias;
+  ASSERT_EQ(edits.size(), want.size());
+  size_t i = 0;
+  for (const auto& [id, e] : want) {
+    EXPECT_EQ(edits[i].token, static_cast<int32_t>(id));
+    EXPECT_EQ(edits[i].output, e.output) << id;
+    EXPECT_EQ(edits[i].flags, e.flags) << id;
+    EXPECT_EQ(edits[i].bias, e.bias) << id;
+    ++i;
+  }
+}
+
 TEST_F(StepTest, EditsListEachTokenOnceAscending) {
   const SeqSlice s = Add(100, 1, true, 60);
   sampling_.repetition_penalty = 1.5f;
@@ -196,26 +232,36 @@ TEST_F(StepTest, EditsListEachTokenOnceAscending) {
   sampling_.min_tokens = 64;
   sampling_.stop_token_ids = {8};
   ASSERT_TRUE(NeedsEdits(s));
-  EditBuilder builder(512);
-  std::vector<LogitEdit> edits;
-  builder.Append(s, {2}, &edits);
-  EXPECT_TRUE(std::is_sorted(edits.begin(), edits.end(), [](auto& a, auto& b) { return a.token < b.token; }));
-  uint32_t output = 0;
-  for (size_t i = 1; i < edits.size(); ++i) EXPECT_NE(edits[i - 1].token, edits[i].token);
-  for (const LogitEdit& e : edits) {
-    const auto id = static_cast<engine::TokenId>(e.token);
-    const auto out = std::count(s.history.begin() + 60, s.history.end(), id);
-    const bool seen = std::count(s.history.begin(), s.history.end(), id) > 0;
-    EXPECT_EQ(e.output, static_cast<uint32_t>(out));
-    EXPECT_EQ((e.flags & kernels::cuda::kEditSeen) != 0, seen);
-    EXPECT_EQ((e.flags & kernels::cuda::kEditMasked) != 0, id == 2 || id == 8);
-    EXPECT_EQ(e.bias, id == 3 ? 2.5f : id == 511 ? -1.0f : 0.0f);
-    output += e.output;
+  EditBuilder builder(512, 4);
+  for (int turn = 0; turn < 2; ++turn) {
+    std::vector<LogitEdit> edits;
+    builder.Append(s, {2}, &edits);
+    ExpectEdits(s, edits, {2, 8}, {{3, 2.5f}, {511, -1.0f}});
   }
-  EXPECT_EQ(output, 40u);
-  std::vector<LogitEdit> again;
-  builder.Append(s, {2}, &again);  // scratch is clean
-  EXPECT_EQ(again.size(), edits.size());
+}
+
+TEST_F(StepTest, EditsFollowGrowingHistoriesAndNoticeOthersUnderTheSameNumber) {
+  sampling_.presence_penalty = 1.0f;
+  EditBuilder builder(512, 4);
+  std::vector<std::vector<engine::TokenId>> tokens(12);
+  std::vector<uint32_t> state(12, 1);
+  for (int turn = 0; turn < 400; ++turn) {
+    const auto n = static_cast<size_t>(turn * 7 % 12);
+    if (turn % 50 == 49) tokens[n].clear();  // the number is given to a new sequence
+    const int grow = turn % 13 == 0 ? 100 : 1;
+    for (int i = 0; i < grow; ++i) {
+      state[n] = state[n] * 1664525u + 1013904223u;
+      tokens[n].push_back((state[n] >> 16) % 512);
+    }
+    SeqSlice s;
+    s.seq = engine::SeqId(n);
+    s.history = tokens[n];
+    s.prompt_tokens = 1;
+    s.sampling = &sampling_;
+    std::vector<LogitEdit> edits;
+    builder.Append(s, {}, &edits);
+    ExpectEdits(s, edits, {}, {});
+  }
 }
 
 }  // namespace

@@ -29,7 +29,9 @@ SHAPES = {
 
 
 # Standard deviation of a matrix, in 1 / sqrt(fan-in).
-GAINS = {"embed": 3.0, "q_proj": 2.0, "o_proj": 0.1, "down_proj": 0.06}
+GAINS = {"embed": 3.0, "q_proj": 2.0, "o_proj": 0.8, "down_proj": 0.48}
+PER_LAYERS = ("o_proj", "down_proj")  # what is added to the residual stream: divided by the root of the number of layers
+KL_NOISE = 1e-5  # below this the KL divergence of two nearly equal distributions says nothing
 
 
 def config_of(args):
@@ -64,6 +66,8 @@ def make_model(args):
                 p.uniform_(0.5, 1.5)
             else:
                 gain = next((g for part, g in GAINS.items() if part in name), 1.0)
+                if any(part in name for part in PER_LAYERS):
+                    gain /= model.config.num_hidden_layers ** 0.5
                 p.normal_(0.0, gain / p.shape[1] ** 0.5)
     return model
 
@@ -163,7 +167,7 @@ def compare(args, model, dump):
         print("   ", line)
     ok = ours_ok = np.isfinite(scores[0].relative())
     if reference is not None:
-        ours_ok = scores[2].relative() <= 1.2 * scores[1].relative() and scores[2].kl <= 1.2 * scores[1].kl
+        ours_ok = scores[2].relative() <= 1.2 * scores[1].relative() and scores[2].kl <= 1.2 * scores[1].kl + KL_NOISE * total
     ok = ok and ours_ok and beyond == 0
     print("PASS" if ok else "FAIL")
     return ok
