@@ -39,8 +39,13 @@ double Estimate(const LinearParams& p, const TilePlan& plan, int num_sms) {
   // Clusters of four do not fill every group of SMs: 28 were resident, 32 were not.
   const int resident = plan.splits == 4 ? num_sms / 4 - 5 : num_sms / plan.splits;
   if (plan.splits > 1 && tiles > resident) return std::numeric_limits<double>::infinity();
-  const int steps = CeilDiv(p.k / 64, plan.splits);
-  return CeilDiv(tiles, resident) * (steps * cost.step + cost.tile) + cost.call + (plan.splits > 1 ? kSplitCall : 0);
+  const int waves = CeilDiv(tiles, resident);
+  double steps = CeilDiv(p.k / 64, plan.splits) * cost.step;
+  // Kept up for long, 128 x 128 tiles are held back by the L2 cache.
+  if (waves > 2 && cost.block_m == 128 && cost.block_n == 128) steps *= 1.05;
+  // A deferred RoPE and KV write takes this long, however short the products over it are.
+  if (p.epilogue == LinearEpilogue::kQkv && waves > 1) steps = std::max(steps, 8.4e-4 * cost.block_m * cost.block_n);
+  return waves * (steps + cost.tile) + cost.call + (plan.splits > 1 ? kSplitCall : 0);
 }
 
 // Time of cublasLt and the separate epilogue, in microseconds: 670 TFLOP/s, and the epilogue's bytes.
