@@ -262,7 +262,6 @@ absl::Status CudaExecutor::Upload(const engine::StepPlan& plan, const StepLayout
   if (write == WriteKv::kNo) std::fill_n(host.slots, shape.rows(), -1);
   if (slot.tables_dirty) AS_RETURN_IF_ERROR(UploadTables(slot));
   AS_RETURN_IF_ERROR(UploadEdits(plan, layout, host, slot));
-  if (slot.tables_dirty) AS_RETURN_IF_ERROR(UploadTables(slot));
   AS_RETURN_IF_ERROR(
       ToStatus(cudaMemcpyAsync(slot.arrays, slot.host_arrays.data(), bytes, cudaMemcpyHostToDevice, upload_.get()),
                "copying a step to the GPU"));
