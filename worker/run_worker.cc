@@ -131,14 +131,15 @@ int RunWorker(int argc, const char* const* argv, Role role,
                     base::kExitConfig);
   }
   if (absl::Status s = CheckOptions(options); !s.ok()) return Complain("config.bad", s, base::kExitConfig);
+  // Before any thread exists (looking for a GPU makes some), so that all inherit it and only Supervise takes signals.
+  const sigset_t set = StopSignals();
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+
   const absl::StatusOr<kvstore::Device> device = kvstore::ResolveDevice(options.device);
   if (!device.ok()) return Complain("config.bad", device.status(), base::kExitConfig);
   options.device = device->ToString();
   SetBatchDefaults(role, device->cuda, &options);
-  // Before any thread exists, so that all inherit it and only Supervise takes signals.
-  const sigset_t set = StopSignals();
-  pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  signal(SIGPIPE, SIG_IGN);
 
   absl::StatusOr<ModelInfo> model = LoadModelInfo(options);
   if (!model.ok()) return Complain("model.bad", model.status(), base::kExitModel);

@@ -52,7 +52,10 @@ struct SkinnyArgs {
   int stages = 0;
   int x_bytes = 0;
   int norm_bytes = 0;
-  int trigger_lead = 0;  // the next kernel may start when so many stages are still to be sent for
+  const std::byte* next_weights = nullptr;  // for L2, at the end
+  size_t next_bytes = 0;
+  int prefetch_stages = 0;  // that go to L2 before the ring has room for them
+  int trigger_lead = 0;     // the next kernel may start when so many stages are still to be sent for
   // Finished tiles of op i at counters[32 * i], blocks that have left at [32 * kSkinnyMaxOps]. Zero before and after.
   // Null if there is one op.
   unsigned* counters = nullptr;
@@ -62,16 +65,5 @@ struct SkinnyArgs {
   int32_t* argmax = nullptr;
   __nv_bfloat16* best = nullptr;
 };
-
-// The kernel for up to kWideMaxRows rows, without norm or argmax (skinny_wide_kernel.cuh).
-inline constexpr int kWideMaxRows = 64;
-struct WideTuning {
-  int groups = 2;  // of 64 weight rows per block: 1 or 2
-  int splits = 1;  // of k, over a cluster of so many blocks: 1..8
-  int stages = 4;
-};
-WideTuning DefaultWideTuning(const LinearParams& params, int num_sms);
-bool WideShapeFits(const LinearParams& params);
-absl::Status LaunchWide(const LinearParams& params, const WideTuning& tuning, const LaunchContext& context);
 
 }  // namespace agentserve::kernels::cuda

@@ -77,12 +77,22 @@ absl::Status PeerPool::ReadLayers(std::span<const BlockRef> refs, uint32_t first
   return status;
 }
 
+absl::Status PeerPool::DigestCopies(std::span<const BlockRef> refs, const engine::KvPoolView& dst,
+                                    std::span<const engine::BlockId> dst_blocks, std::span<uint64_t> digests) {
+  AS_RETURN_IF_ERROR(CheckRead(refs, 0, options_.layout.num_layers, dst, dst_blocks));
+  std::vector<DigestItem> items(refs.size());
+  for (size_t i = 0; i < refs.size(); ++i) items[i] = {dst_blocks[i].value, refs[i].tokens};
+  HostMemory host(dst);
+  BlockMemory& local = options_.memory != nullptr ? *options_.memory : host;
+  return items.empty() ? absl::OkStatus() : local.Digests(digest_, items, digests);
+}
+
 ValidateResult PeerPool::Validate(std::span<const BlockRef> refs, const engine::KvPoolView& dst,
-                                  std::span<const engine::BlockId> dst_blocks) {
+                                  std::span<const engine::BlockId> dst_blocks, std::span<const uint64_t> known) {
   if (absl::Status s = CheckRead(refs, 0, options_.layout.num_layers, dst, dst_blocks); !s.ok()) {
     return {ReadOutcome::kDigestMismatch, 0, base::MessageOf(s)};
   }
-  // Digests are computed in one call, of the blocks before the first one that was reused.
+  // Only blocks before the first one that was reused count.
   size_t fresh = 0;
   ValidateResult stale;
   for (; fresh < refs.size() && stale.ok(); ++fresh) {
@@ -90,14 +100,23 @@ ValidateResult PeerPool::Validate(std::span<const BlockRef> refs, const engine::
     stale.position = fresh;
   }
   if (!stale.ok()) --fresh;
-  std::vector<DigestItem> items(fresh);
-  for (size_t i = 0; i < fresh; ++i) items[i] = {dst_blocks[i].value, refs[i].tokens};
   std::vector<uint64_t> digests(fresh);
-  HostMemory host(dst);
-  BlockMemory& local = options_.memory != nullptr ? *options_.memory : host;
-  if (absl::Status s = local.Digests(digest_, items, digests); !s.ok()) {
+  std::vector<size_t> missing;
+  for (size_t i = 0; i < fresh; ++i) {
+    digests[i] = known.empty() ? 0 : known[i];
+    if (digests[i] == 0) missing.push_back(i);
+  }
+  std::vector<BlockRef> missing_refs;
+  std::vector<engine::BlockId> missing_blocks;
+  for (size_t i : missing) {
+    missing_refs.push_back(refs[i]);
+    missing_blocks.push_back(dst_blocks[i]);
+  }
+  std::vector<uint64_t> computed(missing.size());
+  if (absl::Status s = DigestCopies(missing_refs, dst, missing_blocks, computed); !s.ok()) {
     return {ReadOutcome::kDigestMismatch, 0, base::MessageOf(s)};
   }
+  for (size_t i = 0; i < missing.size(); ++i) digests[missing[i]] = computed[i];
   for (size_t i = 0; i < fresh; ++i) {
     const BlockRef& ref = refs[i];
     if (ref.digest == 0 || digests[i] != ref.digest) {

@@ -106,9 +106,14 @@ class PeerPool {
   // The caller is done with this slot (stream path: ends its watch). Optional for slots that the owner releases.
   virtual void EndProgress(uint32_t slot, uint64_t tag) = 0;
 
-  // Rules 2 and 3 of docs/kv_block_format.md section 5 over the copies. Digests of 0 count as mismatch.
+  // Digests of copies, by the owner's algorithm. Blocks that are complete before the others can be digested while those
+  // are pulled; only `tokens` of the refs is looked at. `digests` has a place for each. INTERNAL: the device failed.
+  absl::Status DigestCopies(std::span<const BlockRef> refs, const engine::KvPoolView& dst,
+                            std::span<const engine::BlockId> dst_blocks, std::span<uint64_t> digests);
+  // Rules 2 and 3 of docs/kv_block_format.md section 5 over the copies. Digests of 0 in `refs` count as mismatch.
+  // `known`: empty, or for each block what DigestCopies said of the unchanged copy, 0 = compute it here.
   ValidateResult Validate(std::span<const BlockRef> refs, const engine::KvPoolView& dst,
-                          std::span<const engine::BlockId> dst_blocks);
+                          std::span<const engine::BlockId> dst_blocks, std::span<const uint64_t> known = {});
 
   // False once the owner's process is known to be gone or unreachable. Cheap; may lag for the stream path.
   virtual bool PeerAlive() = 0;
@@ -117,6 +122,8 @@ class PeerPool {
   virtual std::string_view transport() const = 0;
   // Bytes that one ReadLayers should copy at most, so that it lasts about a millisecond.
   virtual size_t bytes_per_read() const { return 8 << 20; }
+  // How often it is worth looking at the progress of a prompt: often against the time of a layer.
+  virtual std::chrono::microseconds poll_every() const { return std::chrono::microseconds(300); }
   // Measured by the probe: bytes / 1e9 / second.
   double gb_per_s() const { return gb_per_s_; }
   // Why the faster path is not used; empty = the configured path runs.

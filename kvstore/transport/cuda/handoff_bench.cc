@@ -53,6 +53,7 @@ class Reader {
     const uint32_t n = static_cast<uint32_t>(refs.size()), layers = memory_.view().layout.num_layers;
     Result r;
     std::vector<uint32_t> copied(n, 0);
+    std::vector<uint64_t> digests(n, 0);
     const ProgressRef slot = owner_.Prefill(0, n, chunks, layer_us);
     const auto ready_of = [&](const engine::PrefillProgress& p, uint32_t i) {
       const uint32_t end = (i + 1) * memory_.view().layout.block_tokens;
@@ -81,16 +82,31 @@ class Reader {
         }
         i = end;
       }
+      Digest(refs, copied, &digests);
       if (!any) std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
+    Digest(refs, copied, &digests);  // while the owner computes its own
     const auto [last_layer, sealed] = owner_.PrefillEnd();
     const uint64_t begin = NowUs();
-    const ValidateResult valid = peer_.Validate(refs, memory_.view(), std::span<const BlockId>(to_).first(n));
+    const ValidateResult valid = peer_.Validate(refs, memory_.view(), std::span<const BlockId>(to_).first(n), digests);
     AS_CHECK(valid.ok()) << valid.detail;
     r.validate_us = NowUs() - begin;
     r.exposed_us = NowUs() - last_layer;
     r.seal_us = sealed;
     return r;
+  }
+
+  // Of the blocks that are complete and have none yet, from the first such on.
+  void Digest(const std::vector<BlockRef>& refs, const std::vector<uint32_t>& copied, std::vector<uint64_t>* digests) {
+    const size_t begin = static_cast<size_t>(std::find(digests->begin(), digests->end(), 0) - digests->begin());
+    size_t end = begin;
+    while (end < refs.size() && copied[end] == memory_.view().layout.num_layers) ++end;
+    if (begin == end) return;
+    AS_CHECK(peer_
+                 .DigestCopies(std::span(refs).subspan(begin, end - begin), memory_.view(),
+                               std::span<const BlockId>(to_).subspan(begin, end - begin),
+                               std::span(*digests).subspan(begin, end - begin))
+                 .ok());
   }
 
   uint64_t Whole(const std::vector<BlockRef>& refs) {

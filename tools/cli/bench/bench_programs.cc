@@ -51,7 +51,7 @@ std::vector<Program> ParsePrograms(const std::string& text) {
 }
 
 struct Config {
-  std::string dir, only, json_file;
+  std::string dir, only, args, json_file;
   bool list = false;
 };
 
@@ -105,7 +105,8 @@ absl::Status RunAll(const Config& c, const std::vector<Program>& programs, int* 
       c.dir.empty() ? std::filesystem::path(StrCat(ProgramDir(), "/../bench")).lexically_normal().string() : c.dir;
   std::string json;
   int ran = 0;
-  for (const Program& p : programs) {
+  for (Program p : programs) {
+    if (!c.args.empty()) p.args = ParsePrograms("x " + c.args).front().args;
     if (p.name.find(c.only) == std::string::npos) continue;
     const std::string file = StrCat(dir, "/", p.name);
     std::error_code error;
@@ -141,6 +142,7 @@ int RunPrograms(int argc, const char* const* argv, const char* name, const char*
   Config c;
   base::FlagSet flags(name, summary);
   flags.Add("only", &c.only, "run those whose name contains this");
+  flags.Add("args", &c.args, "words given to each program instead of its usual arguments; best with --only");
   flags.Add("dir", &c.dir, "folder of the bench programs; none = ../bench beside this program");
   flags.Add("json", &c.json_file, "file that gets the figures as JSON, one object a line; - = standard output");
   flags.Add("list", &c.list, "only name the programs");

@@ -79,6 +79,13 @@ absl::StatusOr<std::vector<int>> FindGpus(const UpConfig& config) {
   return ChooseGpus(config, found, why);
 }
 
+// For people: "cpu" or "cuda:0, cuda:1".
+std::string ToText(const std::vector<int>& gpus) {
+  std::string text;
+  for (const int gpu : gpus) base::StrAppend(&text, text.empty() ? "" : ", ", "cuda:", gpu);
+  return text.empty() ? "cpu" : text;
+}
+
 // OK if the folder looks like a model; its contents are checked by the services.
 absl::Status ResolveModel(UpConfig* c) {
   if (c->model.empty()) {
@@ -194,6 +201,13 @@ int RunUp(int argc, const char* const* argv) {
   }
   const auto gpus = FindGpus(config);
   if (!gpus.ok()) return Complain(base::kExitConfig, gpus.status());
+  config.device = ToText(*gpus);
+  if (!gpus->empty() && gpus->size() < static_cast<size_t>(config.prefill + config.decode)) {
+    std::fprintf(stderr,
+                 "agentserve up: %d workers share %zu GPU(s): they take turns, memory is divided. Fewer workers "
+                 "(--prefill 0 --decode %zu) serve these GPUs better.\n",
+                 config.prefill + config.decode, gpus->size(), gpus->size());
+  }
   RaiseFileLimit();
   const int threads = static_cast<int>(std::thread::hardware_concurrency());
   Supervisor supervisor(MakeSupervisorConfig(config, PlanCluster(config, *ports, threads, *gpus)));
