@@ -17,10 +17,6 @@ struct LinearChainParams {
   const LinearParams* ops = nullptr;
   int count = 0;
   const LmHeadParams* head = nullptr;
-  // Weights that the kernel after the next one reads: at the end of the chain's own stream they are sent for into L2,
-  // so that the memory does not rest during the attention between. May be null.
-  const void* next_weights = nullptr;  // 16-byte aligned
-  size_t next_bytes = 0;
 };
 // True for kFast, m <= 16 and shapes whose rows fit in shared memory; otherwise call Linear one by one.
 bool LinearChainSupports(const LinearChainParams& params);

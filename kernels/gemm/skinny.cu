@@ -10,11 +10,10 @@ namespace {
 
 constexpr int kSharedLimit = 224 * 1024;
 // Two kernels of a chain share an SM only if both fit in its 228 KiB.
-constexpr LinearChainTuning kSingle = {6, 112 * 1024, 0, 2};
+constexpr LinearChainTuning kSingle = {6, 112 * 1024, 2};
 constexpr int kMinStages = 2;
-constexpr size_t kMaxNextBytes = size_t{32} << 20;  // what surely survives in L2 until it is used
-constexpr int kMaxResidentBytes = 48 * 1024;        // larger x streams, if it needs no norm
-constexpr size_t kCountersOffset = 4096;            // in the zero part of the workspace; the LM head's counter is at 0
+constexpr int kMaxResidentBytes = 48 * 1024;  // larger x streams, if it needs no norm
+constexpr size_t kCountersOffset = 4096;      // in the zero part of the workspace; the LM head's counter is at 0
 
 LinearParams Op(const LinearChainParams& params, int i) {
   return i < params.count ? params.ops[i] : params.head->linear;
@@ -139,10 +138,7 @@ absl::Status LaunchLinearChain(const LinearChainParams& params, const LinearChai
   args.stages = layout.Stages(tuning);
   args.x_bytes = layout.x_bytes;
   args.norm_bytes = layout.norm_bytes;
-  args.prefetch_stages = tuning.prefetch_stages;
   args.trigger_lead = tuning.trigger_lead;
-  args.next_weights = static_cast<const std::byte*>(params.next_weights);
-  args.next_bytes = params.next_weights == nullptr ? 0 : std::min(params.next_bytes, kMaxNextBytes);
   const LinearParams first = Op(params, 0);
   const int grid = args.count > 1 ? context.num_sms : std::min(context.num_sms, first.n / kSkinnyTileRows);
   if (absl::Status status = FillOps(params, grid, &args); !status.ok()) return status;

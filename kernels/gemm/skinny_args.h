@@ -52,10 +52,7 @@ struct SkinnyArgs {
   int stages = 0;
   int x_bytes = 0;
   int norm_bytes = 0;
-  const std::byte* next_weights = nullptr;  // for L2, at the end
-  size_t next_bytes = 0;
-  int prefetch_stages = 0;  // that go to L2 before the ring has room for them
-  int trigger_lead = 0;     // the next kernel may start when so many stages are still to be sent for
+  int trigger_lead = 0;  // the next kernel may start when so many stages are still to be sent for
   // Finished tiles of op i at counters[32 * i], blocks that have left at [32 * kSkinnyMaxOps]. Zero before and after.
   // Null if there is one op.
   unsigned* counters = nullptr;

@@ -190,7 +190,7 @@ class Model {
   }
 
   // A step with one kernel between two attentions (of which empty kernels stand here).
-  void FusedStep(int m, const LinearChainTuning& tuning, int prefetch, const LaunchContext& context) const {
+  void FusedStep(int m, const LinearChainTuning& tuning, const LaunchContext& context) const {
     Run(kQkv, 0, m, nullptr, context);
     for (int layer = 0; layer < shape_.layers; ++layer) {
       Must(Launch(context, EmptyKernel, dim3(132), dim3(128), 0, 1));
@@ -200,12 +200,7 @@ class Model {
       LmHeadParams head;
       head.linear = Params(kHead, 0, m);
       head.argmax = token_.get();
-      LinearChainParams chain{ops, end ? 3 : 4, end ? &head : nullptr};
-      if (prefetch && !end) {
-        const LinearParams o = Params(kO, layer + 1, m);
-        chain.next_weights = o.w;  // gate-up follows it in memory
-        chain.next_bytes = prefetch * 2 * size_t(o.n) * o.k;
-      }
+      const LinearChainParams chain{ops, end ? 3 : 4, end ? &head : nullptr};
       MustBeOk(LaunchLinearChain(chain, tuning, context));
     }
   }
@@ -277,31 +272,24 @@ void Fused(const Model& model, const ModelShape& shape, const std::vector<int>& 
   const double rate = ReadRate(model), floor = model.Bytes() / rate * 1e-6;
   std::printf("%s fused chain: read-only kernel %.3f TB/s, floor %.1f us\n", shape.name, rate, floor);
   for (int m : rows) {
-    std::printf(
-        "  m %d, graph + PDL, us by shared memory, stages prefetched ahead, op weights prefetched for the next chain:",
-        m);
-    for (int shared : {224, 110}) {
-      for (int ahead : {0, 2, 4, 8}) {
-        for (int next : {0, 1, 3}) {
-          const LinearChainTuning tuning{6, shared * 1024, ahead, 1};
-          const double us = TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, tuning, next, c); }, true, 9);
-          std::printf("  %d KiB ahead %d next %d: %.1f (%.1f %%)", shared, ahead, next, us, 100 * floor / us);
-        }
-      }
+    std::printf("  m %d, graph + PDL, us by stages of the ring:", m);
+    for (int stages : {6, 5, 4, 3, 2}) {
+      const LinearChainTuning tuning{stages, 224 * 1024, 1};
+      const double us = TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, tuning, c); }, true, 9);
+      std::printf("  %d: %.1f (%.1f %%)", stages, us, 100 * floor / us);
     }
-    std::printf("  without PDL: %.1f\n",
-                TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, {}, 0, c); }, false));
+    std::printf("  without PDL: %.1f\n", TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, {}, c); }, false));
   }
 }
 
 void Sweep(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
   for (int m : rows) {
     std::printf("%s m %d separate kernels, us:", shape.name, m);
-    for (int ahead : {0, 1, 2, 4}) {
+    for (int shared : {112, 80}) {
       for (int lead : {0, 1, 2, 4, 1000}) {
-        const LinearChainTuning tuning{6, 112 * 1024, ahead, lead};
+        const LinearChainTuning tuning{6, shared * 1024, lead};
         const double us = TimeGraph([&](const LaunchContext& c) { model.Step(m, &tuning, true, c); }, true, 7);
-        std::printf("  ahead %d lead %d %.1f", ahead, lead, us);
+        std::printf("  %d KiB lead %d %.1f", shared, lead, us);
       }
     }
     std::printf("\n");

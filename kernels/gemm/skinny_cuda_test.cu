@@ -81,9 +81,9 @@ class SkinnyTest : public ::testing::Test {
       EXPECT_TRUE(norm && shape.m * shape.k > 16 * 4160) << name << " is not supported";
       return;
     }
-    const absl::Status status =
-        stages == 0 ? SkinnyLinear(params, {})
-                    : LaunchLinearChain({&params, 1, nullptr}, {stages, 224 * 1024, stages % 3, stages}, {});
+    const absl::Status status = stages == 0
+                                    ? SkinnyLinear(params, {})
+                                    : LaunchLinearChain({&params, 1, nullptr}, {stages, 224 * 1024, stages}, {});
     ASSERT_TRUE(status.ok()) << name << ": " << status;
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << name;
     DeviceBf16 normed(size_t(shape.m) * shape.k);
@@ -254,13 +254,13 @@ TEST_F(SkinnyTest, LinearChainHasTheBitsOfSeparateCalls) {
         ASSERT_TRUE(SkinnyLinear(op, {}).ok());
       }
       Must(cudaMemcpy(wanted.get(), hidden.get(), bytes, cudaMemcpyDeviceToDevice));
-      const LinearChainParams chain{ops, 4, nullptr, ops[0].w, size_t{2} * ops[0].n * ops[0].k};
+      const LinearChainParams chain{ops, 4, nullptr};
       ASSERT_TRUE(LinearChainSupports(chain));
       for (int run = 0; run < 50; ++run) {
         qkv.Poison();
         middle.FillBytes(0xff);
         Must(cudaMemcpy(hidden.get(), start.get(), bytes, cudaMemcpyDeviceToDevice));
-        ASSERT_TRUE(LaunchLinearChain(chain, {2 + run % 5, 224 * 1024, run % 7, run % 4}, {}).ok());
+        ASSERT_TRUE(LaunchLinearChain(chain, {2 + run % 5, 224 * 1024, run % 4}, {}).ok());
         ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
         EXPECT_EQ(Compare(hidden, wanted).different_bits, 0u) << "m " << m << " h " << h << " run " << run;
         EXPECT_EQ(Compare(qkv.y(), wanted_qkv.y()).different_bits, 0u) << "m " << m << " h " << h << " run " << run;
@@ -288,7 +288,7 @@ TEST_F(SkinnyTest, LinearChainEndsInTheLmHead) {
     Must(cudaMemcpy(want.data(), wanted.get(), m * 4, cudaMemcpyDeviceToHost));
     for (int run = 0; run < 20; ++run) {
       token.FillBytes(0xff);
-      ASSERT_TRUE(LinearChain({&op, 1, &head, nullptr, 0}, {}).ok());
+      ASSERT_TRUE(LinearChain({&op, 1, &head}, {}).ok());
       Must(cudaMemcpy(got.data(), token.get(), m * 4, cudaMemcpyDeviceToHost));
       EXPECT_EQ(got, want) << "m " << m << " run " << run;
     }

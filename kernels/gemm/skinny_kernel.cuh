@@ -64,22 +64,6 @@ __device__ __forceinline__ void WaitForOp(const SkinnyArgs& c, int op) {
   }
 }
 
-// The block's share of the weights that come next, into L2. One thread.
-__device__ __forceinline__ void PrefetchNext(const SkinnyArgs& c) {
-  constexpr size_t kPiece = 16384;
-  for (size_t at = blockIdx.x * kPiece; at < c.next_bytes; at += gridDim.x * kPiece) {
-    const auto bytes = static_cast<uint32_t>(c.next_bytes - at < kPiece ? (c.next_bytes - at) / 16 * 16 : kPiece);
-    if (bytes == 0) return;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(c.next_weights + at), "r"(bytes) : "memory");
-  }
-}
-
-__device__ __forceinline__ void TmaPrefetch3d(const CUtensorMap* map, int c0, int c1, int c2) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(c0), "r"(c1),
-               "r"(c2)
-               : "memory");
-}
-
 // A walk over the block's stages of weights: all ops, all tiles, all of k.
 struct StageWalk {
   int op = 0, tile = 0, stage = -1;
@@ -107,22 +91,18 @@ struct StageWalk {
   }
 };
 
-// The weight stream: one thread. `ahead` runs c.prefetch_stages before the ring's own loads and sends for its stages
-// into L2, so that the memory has work while the ring is full and the block waits. The trigger comes when only
-// c.trigger_lead stages are left to be sent for: the next kernel's stream then follows this one without a gap, and does
-// not push it aside before.
+// The weight stream: one thread. The trigger comes when only c.trigger_lead stages are left to be sent for: the next
+// kernel's stream then follows this one without a gap, and does not push it aside before.
 __device__ __forceinline__ void SendForWeights(const SkinnyArgs& c, char* ring, SkinnyBarriers& barriers) {
-  StageWalk now(c), ahead(c);
   RingWalk at{c.stages};
   int left = 0, sent = 0;
   for (int op = 0; op < c.count; ++op) {
     const int tiles = c.ops[op].tiles - FirstTile(c.ops[op]) + static_cast<int>(gridDim.x) - 1;
     left += max(tiles, 0) / static_cast<int>(gridDim.x) * c.ops[op].stages_per_tile;
   }
-  bool waited = false, triggered = false, prefetched = c.prefetch_stages == 0;
-  int distance = 0;  // of `ahead` before `now`
+  bool waited = false, triggered = false;
 #pragma unroll 1
-  for (; now.Valid(c); now.Advance(c), ++sent, --distance) {
+  for (StageWalk now(c); now.Valid(c); now.Advance(c), ++sent) {
     if (sent >= c.stages) {
       if (!waited) PdlWait();
       waited = true;
@@ -136,19 +116,7 @@ __device__ __forceinline__ void SendForWeights(const SkinnyArgs& c, char* ring, 
     TmaLoad3d(to + kSkinnyStageBytes / 2, map, &barriers.full[at.index], 0, now.rows.second,
               kSkinnyStageChunks * now.stage);
     at.Advance();
-    if (sent + 1 < c.stages) continue;
-    while (!prefetched && distance <= c.prefetch_stages) {
-      if (distance > 0) {
-        if (!ahead.Valid(c)) break;
-        TmaPrefetch3d(&c.w_maps[ahead.op], 0, ahead.rows.first, kSkinnyStageChunks * ahead.stage);
-        TmaPrefetch3d(&c.w_maps[ahead.op], 0, ahead.rows.second, kSkinnyStageChunks * ahead.stage);
-      }
-      if (ahead.Valid(c)) ahead.Advance(c);
-      ++distance;
-    }
-    if (!prefetched && !ahead.Valid(c)) PrefetchNext(c), prefetched = true;
   }
-  if (!prefetched || c.prefetch_stages == 0) PrefetchNext(c);
   if (!waited) PdlWait();
   if (!triggered) PdlTrigger();
 }
