@@ -69,31 +69,32 @@ absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path, int timeout_ms) {
   return fd;
 }
 
-absl::Status SendFd(int socket, int fd, const std::string& payload) {
+absl::Status SendFds(int socket, std::span<const int> fds, const std::string& payload) {
   if (payload.empty() || payload.size() > kMaxPayload) return absl::InvalidArgumentError("payload is 1..4096 bytes");
+  if (fds.empty() || fds.size() > kMaxSentFds) return absl::InvalidArgumentError("1..4 descriptors");
   iovec io{const_cast<char*>(payload.data()), payload.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  alignas(cmsghdr) char control[CMSG_SPACE(kMaxSentFds * sizeof(int))] = {};
   msghdr msg{};
   msg.msg_iov = &io;
   msg.msg_iovlen = 1;
   msg.msg_control = control;
-  msg.msg_controllen = sizeof(control);
+  msg.msg_controllen = CMSG_SPACE(fds.size() * sizeof(int));
   cmsghdr* c = CMSG_FIRSTHDR(&msg);
   c->cmsg_level = SOL_SOCKET;
   c->cmsg_type = SCM_RIGHTS;
-  c->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(c), &fd, sizeof(int));
+  c->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
+  std::memcpy(CMSG_DATA(c), fds.data(), fds.size() * sizeof(int));
   const ssize_t n = sendmsg(socket, &msg, MSG_NOSIGNAL);
   if (n != static_cast<ssize_t>(payload.size())) return Errno("sendmsg");
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::pair<UniqueFd, std::string>> ReceiveFd(int socket, int timeout_ms) {
+absl::StatusOr<std::pair<std::vector<UniqueFd>, std::string>> ReceiveFds(int socket, int timeout_ms) {
   absl::Status ready = WaitFor(socket, POLLIN, timeout_ms, "receive descriptor");
   if (!ready.ok()) return ready;
   std::string payload(kMaxPayload, '\0');
   iovec io{payload.data(), payload.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  alignas(cmsghdr) char control[CMSG_SPACE(kMaxSentFds * sizeof(int))] = {};
   msghdr msg{};
   msg.msg_iov = &io;
   msg.msg_iovlen = 1;
@@ -103,13 +104,24 @@ absl::StatusOr<std::pair<UniqueFd, std::string>> ReceiveFd(int socket, int timeo
   if (n < 0) return Errno("recvmsg");
   if (n == 0) return absl::UnavailableError("peer closed the socket before it sent a descriptor");
   payload.resize(static_cast<size_t>(n));
-  const cmsghdr* c = CMSG_FIRSTHDR(&msg);
-  if (c == nullptr || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
-    return absl::DataLossError("message without a descriptor");
+  std::vector<UniqueFd> fds;
+  for (const cmsghdr* c = CMSG_FIRSTHDR(&msg); c != nullptr; c = CMSG_NXTHDR(&msg, const_cast<cmsghdr*>(c))) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+    const size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; ++i) {
+      int fd = -1;
+      std::memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+      fds.emplace_back(fd);
+    }
   }
-  int fd = -1;
-  std::memcpy(&fd, CMSG_DATA(c), sizeof(int));
-  return std::make_pair(UniqueFd(fd), std::move(payload));
+  if (fds.empty()) return absl::DataLossError("message without a descriptor");
+  return std::make_pair(std::move(fds), std::move(payload));
+}
+
+absl::StatusOr<std::pair<UniqueFd, std::string>> ReceiveFd(int socket, int timeout_ms) {
+  auto received = ReceiveFds(socket, timeout_ms);
+  if (!received.ok()) return received.status();
+  return std::make_pair(std::move(received->first[0]), std::move(received->second));
 }
 
 }  // namespace agentserve::base

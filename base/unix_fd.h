@@ -1,8 +1,11 @@
 // Owned file descriptors and passing them over unix sockets (SCM_RIGHTS).
 #pragma once
 
+#include <cstddef>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 
@@ -32,9 +35,16 @@ class UniqueFd {
 absl::StatusOr<UniqueFd> ListenUnix(const std::string& path);
 // Connects within `timeout_ms`.
 absl::StatusOr<UniqueFd> ConnectUnix(const std::string& path, int timeout_ms);
-// Sends `payload` (1..4096 bytes) with one descriptor attached.
-absl::Status SendFd(int socket, int fd, const std::string& payload);
-// Receives what SendFd sent; waits at most `timeout_ms`.
+// Most descriptors in one message.
+inline constexpr size_t kMaxSentFds = 4;
+// Sends `payload` (1..4096 bytes) with 1..kMaxSentFds descriptors attached.
+absl::Status SendFds(int socket, std::span<const int> fds, const std::string& payload);
+inline absl::Status SendFd(int socket, int fd, const std::string& payload) {
+  return SendFds(socket, std::span(&fd, 1), payload);
+}
+// Receives what SendFds sent, at least one descriptor; waits at most `timeout_ms`.
+absl::StatusOr<std::pair<std::vector<UniqueFd>, std::string>> ReceiveFds(int socket, int timeout_ms);
+// The first descriptor of such a message; further ones are closed.
 absl::StatusOr<std::pair<UniqueFd, std::string>> ReceiveFd(int socket, int timeout_ms);
 
 }  // namespace agentserve::base

@@ -65,9 +65,15 @@ function(cuda_test name)
     ENVIRONMENT "AGENTSERVE_BIN=${CMAKE_BINARY_DIR}/bin;AGENTSERVE_SOURCE=${CMAKE_SOURCE_DIR}")
 endfunction()
 
-# cuda_bench(name SRCS .. DEPS ..)   -> build/bench/<name>, an own main that prints a table and JSON lines; never run by ctest
+# cuda_bench(name SRCS .. DEPS .. [ARGS ..] [KIND kernels|handoff])   -> build/bench/<name>, an own main that prints a table and
+# JSON lines; never run by ctest. `agentserve bench KIND` (default kernels) runs it with ARGS.
 function(cuda_bench name)
-  cmake_parse_arguments(A "" "" "SRCS;DEPS" ${ARGN})
+  cmake_parse_arguments(A "" "KIND" "SRCS;DEPS;ARGS" ${ARGN})
+  if(NOT A_KIND)
+    set(A_KIND kernels)
+  endif()
+  string(REPLACE ";" " " words "${name};${A_ARGS}")
+  set_property(GLOBAL APPEND PROPERTY AGENTSERVE_BENCHES_${A_KIND} "${words}")
   add_executable(${name} ${A_SRCS})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bench LINKER_LANGUAGE CXX
     CUDA_RUNTIME_LIBRARY Static BUILD_RPATH "$ORIGIN/../lib")

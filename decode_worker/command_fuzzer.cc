@@ -2,7 +2,9 @@
 // blocks conserved, each accepted sequence closed once.
 //
 // Input: records of [1 byte what][1 byte n][n bytes]. what % 4: 0 or 1 = a decode.v1.RunRequest of n bytes, 2 = end the
-// pull of sequence n, 3 = n milliseconds pass. After each record one step is planned and run with made-up tokens.
+// pull of sequence n, 3 = n milliseconds pass. After each record one step is planned, unless two are in flight; then
+// the oldest one ends, with made-up tokens, unless what & 4 leaves it in flight and there is room for another.
+#include <deque>
 #include <map>
 #include <span>
 
@@ -75,20 +77,12 @@ class Rig {
     core_.Step(Tick{}, now_);
   }
 
-  void Turn() {
+  void Turn(bool leave) {
     Settle();
-    const engine::PlannedStep* step = core_.PlanStep(now_);
-    core_.TakeBlockChanges();
-    Settle();
-    if (step != nullptr) {
-      StepDone done;
-      for (const engine::SeqSlice& slice : step->plan.slices) {
-        if (!slice.sample) continue;
-        done.output.tokens.emplace_back();
-        done.output.tokens.back().seq = slice.seq;
-        done.output.tokens.back().token = (slice.history.back() * 31 + slice.start) % 256;
-      }
-      done.digests.assign(step->seals.size(), 5);
+    if (steps_.size() < engine::Planner::kMaxInFlight) Plan();
+    if (!steps_.empty() && (!leave || steps_.size() == engine::Planner::kMaxInFlight)) {
+      const StepDone done = std::move(steps_.front());
+      steps_.pop_front();
       core_.Step(done, now_);
       Settle();
     }
@@ -96,6 +90,22 @@ class Rig {
   }
 
  private:
+  void Plan() {
+    const engine::PlannedStep* step = core_.PlanStep(now_);
+    core_.TakeBlockChanges();
+    Settle();
+    if (step == nullptr) return;
+    StepDone done;
+    for (const engine::SeqSlice& slice : step->plan.slices) {
+      if (!slice.sample) continue;
+      done.output.tokens.emplace_back();
+      done.output.tokens.back().seq = slice.seq;
+      done.output.tokens.back().token = (slice.history.back() * 31 + slice.start) % 256;
+    }
+    done.digests.assign(step->seals.size(), 5);
+    steps_.push_back(std::move(done));
+  }
+
   void Settle() {
     for (const Effect& effect : core_.TakeEffects()) {
       if (const auto* start = std::get_if<StartPull>(&effect)) pulls_[start->seq] = false;
@@ -108,6 +118,7 @@ class Rig {
   }
 
   Core core_{SmallWorker()};
+  std::deque<StepDone> steps_;  // in flight, with what they will give
   base::TimeNs now_ = 1;
   uint64_t minted_ = 0;
   std::map<uint64_t, SeqId> ids_;
@@ -133,7 +144,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       rig.Command(in.first(length));
       in = in.subspan(length);
     }
-    rig.Turn();
+    rig.Turn((what & 4) != 0);
   }
   return 0;
 }

@@ -15,11 +15,7 @@ using engine::SeqId;
 
 namespace {
 
-// Copied in one call at most, so that an abort is noticed within about a millisecond.
-constexpr uint64_t kMostBytesPerCopy = 8 << 20;
-// How long a puller sleeps when no pull got on: short against the time of one layer of a real model.
-constexpr auto kFollowEvery = std::chrono::microseconds(300);
-// And when nothing changed for a while (the owner is busy with other prompts).
+// How long a puller sleeps when nothing changed for a while (the owner is busy with other prompts).
 constexpr auto kFollowQuietly = std::chrono::microseconds(1000);
 constexpr int kQuietRounds = 20;
 
@@ -137,7 +133,7 @@ bool PeerPuller::Collect(bool wait) {
   quiet_rounds_ = wait ? quiet_rounds_ + 1 : 0;
   const bool following = std::any_of(jobs_.begin(), jobs_.end(), [](const auto& j) { return j.second.following; });
   if (wait && following && remote_) {
-    cv_.wait_for(lock, quiet_rounds_ < kQuietRounds ? kFollowEvery : kFollowQuietly, posted);
+    cv_.wait_for(lock, quiet_rounds_ < kQuietRounds ? remote_->poll_every() : kFollowQuietly, posted);
   } else if (wait) {
     cv_.wait(lock, posted);
   }
@@ -145,6 +141,7 @@ bool PeerPuller::Collect(bool wait) {
     Job job;
     job.refs = RefsOf(start.kv);
     job.copied.assign(start.blocks.size(), 0);
+    job.digests.assign(start.blocks.size(), 0);
     job.pull = std::move(start);
     jobs_.emplace(job.pull.seq, std::move(job));
   }
@@ -156,6 +153,9 @@ bool PeerPuller::Collect(bool wait) {
     const std::vector<kvstore::BlockRef> refs = RefsOf(finish.kv);
     job.bad_handle = !std::equal(refs.begin(), refs.end(), job.refs.begin(), job.refs.end(),
                                  [](const auto& a, const auto& b) { return a.index == b.index && a.epoch == b.epoch; });
+    for (size_t i = 0; i < job.digests.size() && !job.bad_handle; ++i) {
+      if (refs[i].tokens != job.refs[i].tokens) job.digests[i] = 0;
+    }
     job.refs = refs;
     job.final = true;
   }
@@ -180,8 +180,27 @@ bool PeerPuller::Follow(Job* job) {
     return false;
   }
   const uint64_t before = job->bytes;
-  if (!CopyReady(job, *progress).ok()) job->following = false;  // what is missing is tried again at the end
+  // What is missing is tried again at the end.
+  if (!CopyReady(job, *progress).ok() || !DigestReady(job).ok()) job->following = false;
   return job->bytes != before;
+}
+
+// Digests the blocks that are complete, so that little is left to do when the owner's digests come.
+absl::Status PeerPuller::DigestReady(Job* job) {
+  std::vector<size_t> ready;
+  std::vector<kvstore::BlockRef> refs;
+  std::vector<engine::BlockId> blocks;
+  for (size_t i = job->pull.first; i < job->refs.size(); ++i) {
+    if (job->copied[i] != pool_->layout().num_layers || job->digests[i] != 0) continue;
+    ready.push_back(i);
+    refs.push_back(job->refs[i]);
+    blocks.push_back(job->pull.blocks[i]);
+  }
+  if (ready.empty()) return absl::OkStatus();
+  std::vector<uint64_t> digests(ready.size());
+  absl::Status status = remote_->DigestCopies(refs, pool_->view(), blocks, digests);
+  for (size_t i = 0; status.ok() && i < ready.size(); ++i) job->digests[ready[i]] = digests[i];
+  return status;
 }
 
 // Copies what is final at `progress`, in runs of blocks that lack the same layers.
@@ -200,7 +219,7 @@ absl::Status PeerPuller::CopyReady(Job* job, const engine::PrefillProgress& prog
       continue;
     }
     const uint64_t bytes_each = (ready - job->copied[i]) * layout.LayerBytes();
-    const size_t most = std::max<size_t>(1, kMostBytesPerCopy / bytes_each);
+    const size_t most = std::max<size_t>(1, remote_->bytes_per_read() / bytes_each);
     size_t end = i + 1;
     while (end < n && end - i < most && job->copied[end] == job->copied[i] && ready_layers(end) == ready) ++end;
     if (absl::Status s = CopyRange(job, i, end - i, ready); !s.ok()) return s;
@@ -222,6 +241,16 @@ absl::Status PeerPuller::CopyRange(Job* job, size_t first, size_t count, uint32_
   return absl::OkStatus();
 }
 
+void PeerPuller::FlipFirstByte(engine::BlockId block) {
+  std::byte value{};
+  const kvstore::PieceOut out{block.value, 0, 1, &value};
+  absl::Status status = pool_->memory().CopyOut({&out, 1});
+  value ^= std::byte{1};
+  const kvstore::PieceIn in{block.value, 0, 1, &value};
+  status.Update(pool_->memory().CopyIn({&in, 1}));
+  AS_LOG(kWarn, "failpoint.corrupted") << Field("block", block.value) << Field("ok", status.ok());
+}
+
 void PeerPuller::FinishJob(Job* job) {
   const size_t first = job->pull.first;
   const uint32_t tokens = static_cast<uint32_t>(job->refs.size()) * pool_->layout().block_tokens;
@@ -231,11 +260,13 @@ void PeerPuller::FinishJob(Job* job) {
     return End(job, s.code() == absl::StatusCode::kAborted ? PullOutcome::kInvalid : PullOutcome::kFailed);
   }
   if (first < job->refs.size() && base::FailpointFires("xf.corrupt")) {
-    pool_->view().Block(job->pull.blocks[first].value)[0] ^= std::byte{1};
+    FlipFirstByte(job->pull.blocks[first]);
+    job->digests[first] = 0;
   }
   const kvstore::ValidateResult valid =
       remote_->Validate(std::span(job->refs).subspan(first), pool_->view(),
-                        std::span<const engine::BlockId>(job->pull.blocks).subspan(first));
+                        std::span<const engine::BlockId>(job->pull.blocks).subspan(first),
+                        std::span<const uint64_t>(job->digests).subspan(first));
   if (!valid.ok()) {
     AS_LOG(kWarn, "pull.invalid") << Field("peer", peer_.worker_id)
                                   << Field("outcome", kvstore::ToString(valid.outcome))

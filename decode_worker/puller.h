@@ -54,8 +54,9 @@ class PeerPuller {
   struct Job {
     StartPull pull;
     std::vector<kvstore::BlockRef> refs;
-    std::vector<uint32_t> copied;  // per block: its layers [0, copied) are here
-    bool final = false;            // refs are complete, with digests
+    std::vector<uint32_t> copied;   // per block: its layers [0, copied) are here
+    std::vector<uint64_t> digests;  // per block: of the complete copy; 0 = not computed yet
+    bool final = false;             // refs are complete, with digests
     bool abort = false;
     bool bad_handle = false;  // the final handle names other blocks than the first one
     bool following = true;    // the progress word is worth looking at
@@ -71,8 +72,10 @@ class PeerPuller {
   // True if it copied something (and so should be asked again at once).
   bool Follow(Job* job);
   absl::Status CopyReady(Job* job, const engine::PrefillProgress& progress);
+  absl::Status DigestReady(Job* job);
   absl::Status CopyRange(Job* job, size_t first, size_t count, uint32_t layers);
   void FinishJob(Job* job);
+  void FlipFirstByte(engine::BlockId block);  // a planned fault
   void End(Job* job, PullOutcome outcome);
 
   const kvstore::PeerEndpoint peer_;

@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "decode_worker/wire.h"
+#include "kvstore/transport/peer_proto.h"
 
 namespace agentserve::decode_worker {
 
@@ -31,7 +32,7 @@ PullMetrics::PullMetrics(base::Metrics* m)
                                       "Copies that were not what their owner had sealed; each was recomputed.")),
       recomputes_(m->Counter("agentserve_kv_recomputes_total",
                              "Prompts prefilled here although a prefill worker had done it.")) {
-  for (const char* transport : {"mapped", "stream"}) {
+  for (const char* transport : {"mapped", "staged", "stream"}) {
     bytes_[transport] =
         &m->Counter("agentserve_kv_transfer_bytes_total", "KV bytes copied from peers.", {{"transport", transport}});
     rate_[transport] = &m->Gauge("agentserve_kv_transfer_gb_per_s", "Rate of the latest copy, bytes / 1e9 / second.",
@@ -48,7 +49,7 @@ void PullMetrics::OnReady(const KvReady& ready) {
 }
 
 void PullMetrics::OnPeer(const PeerStatus& status) {
-  for (const char* transport : {"mapped", "stream"}) {
+  for (const char* transport : {"mapped", "staged", "stream"}) {
     metrics_
         ->Gauge("agentserve_kv_peer_gb_per_s", "Rate measured by the probe of this peer; 0 = this path is not used.",
                 {{"peer", status.worker_id}, {"transport", transport}})

@@ -13,6 +13,7 @@ worker::RunLoopOptions LoopOptions(worker::Node* node, worker::BlockListener* li
   o.executor = node->executor();
   o.listener = listener;
   o.metrics = node->metrics();
+  o.pipeline_steps = node->options().pipeline_steps != "off";
   o.exit_failpoint = "dc.exit_at_step";
   return o;
 }
@@ -28,6 +29,7 @@ Options CoreOptions(worker::Node* node) {
 kvstore::PeerOptions PeerOptions(worker::Node* node) {
   kvstore::PeerOptions o;
   o.layout = node->model().layout;
+  o.memory = &node->pool()->memory();
   const auto mode = kvstore::ParseTransportMode(node->options().kv_transport);
   AS_CHECK(mode.ok()) << "the node checked its options";
   o.mode = *mode;

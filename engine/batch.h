@@ -68,8 +68,11 @@ class Executor {
   // with a step in flight the plan may have slices with input_pending. An error means that nothing was started.
   virtual absl::Status Launch(const StepPlan& plan);
   // The result of the oldest step in flight. An error is this step's, as for Run; later steps in flight are then lost
-  // too.
+  // too: they have no result, and nothing of them touches the pool any more.
   virtual absl::Status Wait(StepOutput* out);
+  // Who hears of the layers of launched steps, before Wait for the step returns and on any thread; null = nobody. An
+  // executor that cannot tell ignores it. The plan it gets names the same slices (`seq`, `start`, number of tokens).
+  virtual void ObserveLaunches(LayerObserver*) {}
 };
 
 }  // namespace agentserve::engine

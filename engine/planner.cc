@@ -9,6 +9,9 @@
 namespace agentserve::engine {
 namespace {
 
+// Stands for a token that is being sampled. Any valid id would do: nothing reads it.
+constexpr TokenId kPlaceholder = 0;
+
 uint32_t CeilDiv(uint64_t a, uint32_t b) { return static_cast<uint32_t>((a + b - 1) / b); }
 
 }  // namespace
@@ -160,11 +163,11 @@ BlockTable Planner::TakeBlocks(SeqId id) {
   return blocks;
 }
 
-bool Planner::Grow(Sequence* seq, uint32_t tokens) {
+bool Planner::Grow(Sequence* seq, uint32_t tokens, bool may_preempt) {
   const uint32_t want = CeilDiv(tokens, options_.block_tokens);
   while (seq->blocks.size() < want) {
     if (pool_->Allocate(1, &seq->blocks)) continue;
-    if (!MakeRoom(*seq)) return false;
+    if (!may_preempt || !MakeRoom(*seq)) return false;
   }
   return true;
 }
@@ -186,13 +189,33 @@ bool Planner::MakeRoom(const Sequence& seq) {
   return at_once;
 }
 
-void Planner::AddSlice(Sequence* seq, uint32_t count) {
-  const uint32_t end = seq->computed + count;
+// Whether a token is needed after the one that the step in flight samples, unless that one ends the sequence.
+bool Planner::NextTokenWanted(const Sequence& seq) const {
+  return seq.generated() + 1 < seq.sampling.max_tokens && seq.known() + 1 < options_.context_length;
+}
+
+// One token: the only one that is known and not planned, or the one that the step in flight samples.
+void Planner::AddDecode(Sequence* seq, PlannedStep* step) {
+  const bool ahead = seq->unplanned() == 0;
+  AS_CHECK(!ahead || seq->scheduled > 0) << "sequence " << seq->id << " has nothing to run";
+  if (ahead && (!options_.plan_past_samples || seq->sampling.needs_history() || !NextTokenWanted(*seq))) return;
+  if (!Grow(seq, seq->computed + seq->scheduled + 1, /*may_preempt=*/!ahead)) return;
+  if (ahead) {
+    seq->tokens.push_back(kPlaceholder);
+    seq->awaits_token = true;
+  }
+  AddSlice(seq, 1, step);
+}
+
+void Planner::AddSlice(Sequence* seq, uint32_t count, PlannedStep* step) {
+  const uint32_t start = seq->computed + seq->scheduled;
+  const uint32_t end = start + count;
   const bool last = end == seq->tokens.size();
   SeqSlice slice;
   slice.seq = seq->id;
-  slice.tokens = std::span<const TokenId>(seq->tokens).subspan(seq->computed, count);
-  slice.start = seq->computed;
+  slice.tokens = std::span<const TokenId>(seq->tokens).subspan(start, count);
+  slice.input_pending = seq->awaits_token;
+  slice.start = start;
   slice.blocks = seq->blocks.ids().first(CeilDiv(end, options_.block_tokens));
   slice.sample = last;
   if (last) {
@@ -200,58 +223,69 @@ void Planner::AddSlice(Sequence* seq, uint32_t count) {
     slice.history = std::span<const TokenId>(seq->tokens);
     slice.prompt_tokens = seq->prompt_tokens;
   }
-  step_.plan.slices.push_back(slice);
-  step_.tokens += count;
-  seq->scheduled = count;
+  step->plan.slices.push_back(slice);
+  step->tokens += count;
+  seq->scheduled += count;
+  // Blocks that are full before this slice are sealed, or will be by the step in flight.
   const uint32_t full = end / options_.block_tokens;
-  for (uint32_t i = seq->sealed; i < full; ++i) {
-    step_.seals.push_back({seq->id, seq->blocks[i], i, options_.block_tokens});
+  for (uint32_t i = start / options_.block_tokens; i < full; ++i) {
+    step->seals.push_back({seq->id, seq->blocks[i], i, options_.block_tokens});
   }
   const uint32_t tail = end % options_.block_tokens;
-  if (options_.seal_prompt_tail && last && tail > 0) step_.seals.push_back({seq->id, seq->blocks[full], full, tail});
+  if (options_.seal_prompt_tail && last && tail > 0) step->seals.push_back({seq->id, seq->blocks[full], full, tail});
 }
 
 const PlannedStep* Planner::Plan() {
-  AS_CHECK(!in_flight_);
-  step_ = {};
+  AS_CHECK_LT(steps_.size(), kMaxInFlight);
+  PlannedStep* step = &steps_.emplace_back();
   std::vector<SeqId> order;
   order.reserve(active_.size());
   for (const Key& key : active_) order.push_back(key.id);
   const auto usable = [](const Sequence& s) {
-    return s.phase == Sequence::Phase::kActive && s.runnable && s.fate == Sequence::Fate::kKeep && s.scheduled == 0;
+    return s.phase == Sequence::Phase::kActive && s.runnable && s.fate == Sequence::Fate::kKeep;
   };
   for (SeqId id : order) {  // decodes
     Sequence& seq = Get(id);
-    if (usable(seq) && seq.pending() == 1 && Grow(&seq, static_cast<uint32_t>(seq.tokens.size()))) AddSlice(&seq, 1);
+    if (usable(seq) && seq.unplanned() <= 1) AddDecode(&seq, step);
   }
   for (SeqId id : order) {  // chunks of prompts
-    if (step_.tokens >= options_.step_tokens) break;
+    if (step->tokens >= options_.step_tokens) break;
     Sequence& seq = Get(id);
-    if (!usable(seq) || seq.pending() <= 1) continue;
-    const uint32_t count = std::min(seq.pending(), options_.step_tokens - step_.tokens);
-    if (Grow(&seq, seq.computed + count)) AddSlice(&seq, count);
+    if (!usable(seq) || seq.unplanned() <= 1) continue;
+    const uint32_t count = std::min(seq.unplanned(), options_.step_tokens - step->tokens);
+    if (Grow(&seq, seq.computed + seq.scheduled + count, /*may_preempt=*/true)) AddSlice(&seq, count, step);
   }
-  if (step_.plan.slices.empty()) return nullptr;
-  in_flight_ = true;
-  ++stats_.steps;
-  return &step_;
+  if (step->plan.slices.empty()) {
+    steps_.pop_back();
+    return nullptr;
+  }
+  step->number = ++stats_.steps;
+  return step;
 }
 
-void Planner::ApplySeals(const std::vector<uint64_t>& digests) {
-  AS_CHECK_EQ(digests.size(), step_.seals.size());
-  for (size_t i = 0; i < step_.seals.size(); ++i) {
-    const SealRequest& request = step_.seals[i];
+void Planner::ApplySeals(const PlannedStep& step, const std::vector<uint64_t>& digests) {
+  AS_CHECK_EQ(digests.size(), step.seals.size());
+  for (size_t i = 0; i < step.seals.size(); ++i) {
+    const SealRequest& request = step.seals[i];
     Sequence& seq = Get(request.seq);
     BlockPool::SealInfo info;
     info.digest = digests[i];
     info.tokens = request.tokens;
     if (request.tokens == options_.block_tokens) {
-      ExtendChain(seq.root, seq.tokens, options_.block_tokens, &seq.chain);
+      const std::span<const TokenId> known = std::span(seq.tokens).first(seq.known());
+      // Planned ahead of a token that was then dropped with its sequence: nobody can name this block.
+      if ((request.index + 1) * options_.block_tokens > known.size()) continue;
+      ExtendChain(seq.root, known, options_.block_tokens, &seq.chain);
       info.hash = seq.chain[request.index];
       seq.sealed = request.index + 1;
     }
     pool_->Seal(request.block, info);
   }
+}
+
+void Planner::ForgetPlaceholder(Sequence* seq) {
+  if (seq->awaits_token) seq->tokens.pop_back();
+  seq->awaits_token = false;
 }
 
 Advance Planner::AdvanceOne(Sequence* seq, const SeqSlice& slice, const StepOutput& output, size_t next_token) {
@@ -264,6 +298,7 @@ Advance Planner::AdvanceOne(Sequence* seq, const SeqSlice& slice, const StepOutp
   advance.token = output.tokens[next_token];
   AS_CHECK(advance.token.seq == seq->id) << "the executor mixed up sequences";
   CountPrefill(seq);
+  ForgetPlaceholder(seq);
   seq->tokens.push_back(advance.token.token);
   ++stats_.generated_tokens;
   advance.finish = StopAfter({advance.token.token, static_cast<uint32_t>(seq->tokens.size()), seq->generated()},
@@ -272,37 +307,49 @@ Advance Planner::AdvanceOne(Sequence* seq, const SeqSlice& slice, const StepOutp
 }
 
 std::vector<Advance> Planner::Complete(const StepOutput& output, const std::vector<uint64_t>& digests) {
-  AS_CHECK(in_flight_);
-  in_flight_ = false;
-  ApplySeals(digests);
+  AS_CHECK(!steps_.empty());
+  const PlannedStep step = std::move(steps_.front());
+  steps_.pop_front();
+  ApplySeals(step, digests);
   std::vector<Advance> advances;
   size_t next_token = 0;
-  for (const SeqSlice& slice : step_.plan.slices) {
+  for (const SeqSlice& slice : step.plan.slices) {
     Sequence& seq = Get(slice.seq);
-    seq.computed += seq.scheduled;
-    stats_.computed_tokens += seq.scheduled;
-    seq.scheduled = 0;
-    if (seq.fate == Sequence::Fate::kKeep) advances.push_back(AdvanceOne(&seq, slice, output, next_token));
+    const uint32_t count = static_cast<uint32_t>(slice.tokens.size());
+    seq.computed += count;
+    seq.scheduled -= count;
+    stats_.computed_tokens += count;
+    if (seq.fate == Sequence::Fate::kKeep) {
+      advances.push_back(AdvanceOne(&seq, slice, output, next_token));
+    } else {
+      ForgetPlaceholder(&seq);
+    }
     if (slice.sample) ++next_token;
     Settle(slice.seq);
   }
   AS_CHECK_EQ(next_token, output.tokens.size()) << "the executor sampled for sequences that did not ask";
-  step_ = {};
   pool_->CheckConservation();
   return advances;
 }
 
 std::vector<SeqId> Planner::Fail() {
-  AS_CHECK(in_flight_);
-  in_flight_ = false;
+  AS_CHECK(!steps_.empty());
   std::vector<SeqId> failed;
-  for (const SeqSlice& slice : step_.plan.slices) {
-    Sequence& seq = Get(slice.seq);
-    seq.scheduled = 0;
-    if (seq.fate == Sequence::Fate::kKeep) failed.push_back(seq.id);
-    Settle(slice.seq);
+  std::vector<SeqId> touched;
+  for (const PlannedStep& step : steps_) {
+    const bool oldest = &step == &steps_.front();
+    for (const SeqSlice& slice : step.plan.slices) {
+      Sequence& seq = Get(slice.seq);
+      seq.scheduled -= static_cast<uint32_t>(slice.tokens.size());
+      ForgetPlaceholder(&seq);
+      if (oldest && seq.fate == Sequence::Fate::kKeep) failed.push_back(seq.id);
+      touched.push_back(seq.id);
+    }
   }
-  step_ = {};
+  steps_.clear();
+  for (SeqId id : touched) {
+    if (Find(id) != nullptr) Settle(id);  // the first of two slices may have ended it
+  }
   pool_->CheckConservation();
   return failed;
 }
@@ -323,8 +370,8 @@ void Planner::SealWritten(Sequence* seq, uint32_t tokens, const std::vector<uint
 void Planner::CountPrefill(Sequence* seq) {
   if (seq->counted) return;
   seq->counted = true;
-  stats_.prompt_tokens += seq->tokens.size();
-  stats_.prefix_queries += seq->tokens.size();
+  stats_.prompt_tokens += seq->known();
+  stats_.prefix_queries += seq->known();
   stats_.prefix_hits += seq->cached_tokens;
 }
 
@@ -358,7 +405,8 @@ void Planner::CheckInvariants() const {
       AS_CHECK_GE(seq->blocks.size() * options_.block_tokens, seq->computed + seq->scheduled) << "sequence " << id;
     }
     AS_CHECK_LE(seq->computed, seq->tokens.size()) << "sequence " << id;
-    AS_CHECK(seq->scheduled == 0 || in_flight_) << "sequence " << id;
+    AS_CHECK(seq->scheduled == 0 || !steps_.empty()) << "sequence " << id;
+    AS_CHECK(!seq->awaits_token || seq->computed + seq->scheduled == seq->tokens.size()) << "sequence " << id;
     AS_CHECK(seq->busy() || seq->fate == Sequence::Fate::kKeep) << "sequence " << id;
     for (uint32_t i = 0; i < seq->sealed; ++i) {
       AS_CHECK(pool_->state(seq->blocks[i]) == BlockPool::State::kSealed) << "sequence " << id << " block " << i;

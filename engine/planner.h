@@ -6,16 +6,23 @@
 // block. When the pool is full the lowest sequence loses its blocks and is recomputed later (prompt and output, so
 // nothing changes for the reader). So the highest sequence always gets what it needs and finishes.
 //
-// Single-threaded, owned by the worker's loop; no clock. Steps do not overlap: Plan, run, Complete or Fail. All other
-// calls may come between Plan and Complete; blocks used by the running step are then given back by Complete.
+// Single-threaded, owned by the worker's loop; no clock. Each step: Plan, run, Complete or Fail. All other calls may
+// come between Plan and Complete; blocks used by a step in flight are then given back by its Complete.
+//
+// Planning ahead: with one step in flight the next one may be planned. It continues what the first one leaves undone
+// and takes sequences that are not in it. A sequence whose next token the first step samples is continued with a
+// placeholder for it (SeqSlice::input_pending), unless its end is certain by then or its sampling reads the history,
+// and only into blocks that are free: nobody is preempted for a token that may not be wanted. If the sequence turns out
+// to be over, what the later step sampled for it is dropped, and its blocks come back when that step is complete.
 //
 // Invariants, see CheckInvariants():
 //   1. A sequence has blocks only while active, and then enough for [0, computed + scheduled).
-//   2. Blocks of a busy sequence (in the running step, or written by somebody else) are never given away.
+//   2. Blocks of a busy sequence (in a step in flight, or written by somebody else) are never given away.
 //   3. active <= max_batch; waiting and active sequences are exactly those of their ordered sets.
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <set>
@@ -37,6 +44,8 @@ struct SealRequest {
 };
 
 struct PlannedStep {
+  uint64_t number = 0;  // from 1 on
+  // Spans into sequences are valid until the step has run or is launched; sizes and all else until Complete.
   StepPlan plan;
   // In slice order. Whoever runs the step hands the digest of each back to Complete.
   std::vector<SealRequest> seals;
@@ -77,7 +86,11 @@ class Planner {
     std::vector<TokenId> end_tokens;
     // True: a prompt's last, partly filled block is sealed too (without a name), since peers read it.
     bool seal_prompt_tail = false;
+    // False: a sequence is never continued past a token that is still being sampled.
+    bool plan_past_samples = true;
   };
+  // A third step would only start what the second one may show not to be wanted.
+  static constexpr size_t kMaxInFlight = 2;
 
   Planner(Options options, BlockPool* pool);
 
@@ -105,12 +118,15 @@ class Planner {
   // Takes the blocks of an idle sequence out and forgets it.
   BlockTable TakeBlocks(SeqId id);
 
-  // The next step, or null if nothing can run. Valid until Complete or Fail.
+  // The next step, or null if nothing can run (now). Valid until its Complete or Fail. At most kMaxInFlight at a time.
   const PlannedStep* Plan();
-  bool in_flight() const { return in_flight_; }
-  // `digests`: one per seal request. Sequences to be removed or preempted give no Advance.
+  size_t in_flight() const { return steps_.size(); }
+  // Number of the oldest step in flight.
+  uint64_t oldest_step() const { return steps_.front().number; }
+  // The oldest step is over. `digests`: one per seal request. Sequences to be removed or preempted give no Advance.
   std::vector<Advance> Complete(const StepOutput& output, const std::vector<uint64_t>& digests);
-  // The step failed: nothing is computed. Returns its sequences that are not on their way out; the owner removes them.
+  // The oldest step failed: nothing is computed, and a later step in flight is lost with it. Returns the sequences of
+  // the failed step that are not on their way out; the owner removes them. Others of the lost step are planned again.
   std::vector<SeqId> Fail();
   // Names and seals the blocks of tokens [0, tokens) that somebody else wrote. `digests`: one per block of the
   // sequence, of which sealed ones are skipped.
@@ -145,14 +161,17 @@ class Planner {
 
   Sequence& Get(SeqId id);
   bool Admit(Sequence* seq);
-  bool Grow(Sequence* seq, uint32_t tokens);
+  bool Grow(Sequence* seq, uint32_t tokens, bool may_preempt);
   bool MakeRoom(const Sequence& seq);
-  void AddSlice(Sequence* seq, uint32_t count);
+  bool NextTokenWanted(const Sequence& seq) const;
+  void AddDecode(Sequence* seq, PlannedStep* step);
+  void AddSlice(Sequence* seq, uint32_t count, PlannedStep* step);
+  static void ForgetPlaceholder(Sequence* seq);
   void Settle(SeqId id);
   void DropBlocks(Sequence* seq);
   void Erase(SeqId id);
   void CountPrefill(Sequence* seq);
-  void ApplySeals(const std::vector<uint64_t>& digests);
+  void ApplySeals(const PlannedStep& step, const std::vector<uint64_t>& digests);
   Advance AdvanceOne(Sequence* seq, const SeqSlice& slice, const StepOutput& output, size_t next_token);
 
   const Options options_;
@@ -160,8 +179,7 @@ class Planner {
   std::map<SeqId, std::unique_ptr<Sequence>> sequences_;
   std::set<Key> waiting_, active_;
   uint64_t next_arrival_ = 0;
-  PlannedStep step_;
-  bool in_flight_ = false;
+  std::deque<PlannedStep> steps_;  // in flight, oldest first
   std::vector<SeqId> io_victims_;
   PlannerStats stats_;
 };

@@ -4,6 +4,8 @@
 //             KV is in `blocks`           pending: run by the next steps
 //
 // The last token of a running sequence is always pending: its KV is written by the step that samples the next one.
+// Steps in flight run [computed, computed + scheduled). A sequence that is planned ahead of the token which the step in
+// flight samples ends with a placeholder for that token (`awaits_token`) until the step is over.
 #pragma once
 
 #include <cstdint>
@@ -47,8 +49,9 @@ struct Sequence {
   std::vector<base::Hash128> chain;  // names of the full blocks of `tokens`, extended when needed
   BlockTable blocks;
   uint32_t computed = 0;
-  uint32_t sealed = 0;     // leading blocks that are sealed
-  uint32_t scheduled = 0;  // tokens in the step that runs now
+  uint32_t sealed = 0;        // leading blocks that are sealed
+  uint32_t scheduled = 0;     // tokens in the steps in flight
+  bool awaits_token = false;  // the last of `tokens` is a placeholder
 
   Phase phase = Phase::kWaiting;
   Fate fate = Fate::kKeep;
@@ -61,8 +64,12 @@ struct Sequence {
   uint32_t preemptions = 0;
   bool counted = false;  // its prefix statistics are counted
 
-  uint32_t pending() const { return static_cast<uint32_t>(tokens.size()) - computed; }
-  uint32_t generated() const { return static_cast<uint32_t>(tokens.size()) - prompt_tokens; }
+  // Tokens that are really known; names of blocks are made of these only.
+  uint32_t known() const { return static_cast<uint32_t>(tokens.size()) - (awaits_token ? 1 : 0); }
+  uint32_t pending() const { return known() - computed; }
+  // Tokens that no step has run or will run; 0 = the step in flight samples the next one.
+  uint32_t unplanned() const { return static_cast<uint32_t>(tokens.size()) - computed - scheduled; }
+  uint32_t generated() const { return known() - prompt_tokens; }
   bool busy() const { return scheduled > 0 || io; }
 };
 

@@ -15,26 +15,22 @@ namespace {
 using base::StrCat;
 using engine::TokenId;
 
-constexpr size_t kPoolAlign = 64;
-
-// A pool of `blocks` blocks that grows by no one: sized for the whole sequence at the start. Untouched pages cost
-// nothing.
+// A pool that never grows: sized for the whole sequence at the start.
 struct PrivatePool {
-  std::unique_ptr<std::byte, void (*)(void*)> memory{nullptr, std::free};
+  KvMemory memory;
   engine::KvPoolView view;
   std::vector<engine::BlockId> table;
 };
 
-absl::StatusOr<PrivatePool> MakePool(const engine::KvLayout& layout, uint32_t tokens) {
+absl::StatusOr<PrivatePool> MakePool(const Model& model, const engine::KvLayout& layout, uint32_t tokens) {
   PrivatePool pool;
   const uint32_t blocks = layout.BlocksFor(tokens);
-  const size_t bytes = (size_t{blocks} * layout.BlockBytes() + kPoolAlign - 1) / kPoolAlign * kPoolAlign;
-  pool.memory.reset(static_cast<std::byte*>(std::aligned_alloc(kPoolAlign, bytes)));
-  if (pool.memory == nullptr) {
-    return absl::ResourceExhaustedError(StrCat("no memory for a KV cache of ", tokens, " tokens (", bytes,
-                                               " bytes); lower "
-                                               "max_tokens"));
+  absl::StatusOr<KvMemory> memory = model.AllocateKv(size_t{blocks} * layout.BlockBytes());
+  if (!memory.ok()) {
+    return absl::ResourceExhaustedError(StrCat(
+        "the KV cache of ", tokens, " tokens does not fit: ", base::MessageOf(memory.status()), "; lower max_tokens"));
   }
+  pool.memory = *std::move(memory);
   pool.view = {pool.memory.get(), blocks, layout};
   for (uint32_t i = 0; i < blocks; ++i) pool.table.emplace_back(i);
   return pool;
@@ -68,8 +64,8 @@ absl::StatusOr<GenerateResult> Generate(Model& model, const std::vector<TokenId>
   const auto prompt_tokens = static_cast<uint32_t>(prompt.size());
   const uint32_t room = config.max_position - prompt_tokens;
   const uint32_t budget = sampling.max_tokens == 0 ? room : std::min(sampling.max_tokens, room);
-  AS_ASSIGN_OR_RETURN(PrivatePool pool, MakePool(model.layout(options.block_tokens), prompt_tokens + budget));
-  const std::unique_ptr<engine::Executor> executor = model.NewExecutor(pool.view);
+  AS_ASSIGN_OR_RETURN(PrivatePool pool, MakePool(model, model.layout(options.block_tokens), prompt_tokens + budget));
+  AS_ASSIGN_OR_RETURN(const std::unique_ptr<engine::Executor> executor, model.CreateExecutor(pool.view));
 
   std::vector<TokenId> history = prompt;
   history.reserve(prompt.size() + budget);  // spans into it stay valid

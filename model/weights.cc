@@ -12,6 +12,7 @@
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "kernels/bf16/bf16.h"
+#include "model/fingerprint.h"
 #include "model/safetensors.h"
 
 namespace agentserve::model {
@@ -125,8 +126,13 @@ std::string NameSome(const std::vector<std::string>& names) {
 
 class Loader {
  public:
-  Loader(const ModelConfig& config, const std::function<void(const LoadProgress&)>& progress, Weights* weights)
-      : config_(config), progress_(progress), weights_(weights), slots_(ExpectedTensors(config, weights)) {}
+  Loader(const ModelConfig& config, const std::function<void(const LoadProgress&)>& progress, ReadFiles read,
+         Weights* weights)
+      : config_(config),
+        progress_(progress),
+        read_(read),
+        weights_(weights),
+        slots_(ExpectedTensors(config, weights)) {}
 
   absl::Status Load(const std::string& dir);
 
@@ -140,6 +146,7 @@ class Loader {
 
   const ModelConfig& config_;
   const std::function<void(const LoadProgress&)>& progress_;
+  const ReadFiles read_;
   Weights* weights_;
   Slots slots_;
   std::vector<std::vector<TensorInfo>> infos_;  // per file
@@ -220,7 +227,7 @@ absl::Status Loader::PlaceTensor(const MappedFile& file, const TensorInfo& info)
   } else {
     Convert(file, info, slot.target);
   }
-  ReadThrough(file, info.begin, info.end);
+  if (read_ == ReadFiles::kNow) ReadThrough(file, info.begin, info.end);
   return absl::OkStatus();
 }
 
@@ -295,10 +302,16 @@ uint64_t Loader::SampleHash() const {
 
 }  // namespace
 
+uint64_t ModelFingerprint(const ModelConfig& config, const Weights& weights) {
+  const std::string identity = StrCat(config.Canonical(), "weights=", weights.sample_hash, "\n");
+  return base::Sha256Prefix(std::as_bytes(std::span(identity))).hi;
+}
+
 absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const std::string& dir, const ModelConfig& config,
-                                                     const std::function<void(const LoadProgress&)>& progress) {
+                                                     const std::function<void(const LoadProgress&)>& progress,
+                                                     ReadFiles read) {
   auto weights = std::make_unique<Weights>();
-  AS_RETURN_IF_ERROR(Loader(config, progress, weights.get()).Load(dir));
+  AS_RETURN_IF_ERROR(Loader(config, progress, read, weights.get()).Load(dir));
   return weights;
 }
 

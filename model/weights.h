@@ -39,10 +39,14 @@ struct Weights {
   std::vector<std::vector<uint16_t>> converted;
 };
 
+// Whether the files' pages are brought into memory at once, or left to whoever touches them.
+enum class ReadFiles { kNow, kLater };
+
 // Reads DIR/model.safetensors, else the shards of DIR/model.safetensors.index.json, else the only *.safetensors in DIR.
 // bf16 tensors are used in place; f16 and f32 ones are rounded to bf16 in memory. Missing, unexpected and wrongly
 // shaped tensors are INVALID_ARGUMENT with their names.
 absl::StatusOr<std::unique_ptr<Weights>> LoadWeights(const std::string& dir, const ModelConfig& config,
-                                                     const std::function<void(const LoadProgress&)>& progress);
+                                                     const std::function<void(const LoadProgress&)>& progress,
+                                                     ReadFiles read = ReadFiles::kNow);
 
 }  // namespace agentserve::model

@@ -213,5 +213,34 @@ TEST_F(LoadTest, LoadModelReportsWhatIsWrong) {
   EXPECT_EQ((*a)->layout(16).BlockBytes(), 2u * 2 * 2 * 16 * 64 * 2);
 }
 
+TEST_F(LoadTest, DeviceNamesAreCheckedAndReasonsGiven) {
+  Write();
+  const auto status = [&](const char* device) {
+    LoadOptions o;
+    o.device = device;
+    return LoadModel(dir_.path(), o).status();
+  };
+  for (const char* bad : {"", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:01", "cuda:1x", "cuda0", "CUDA"}) {
+    EXPECT_EQ(status(bad).code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_NE(status(bad).message().find("cuda:N"), absl::string_view::npos) << bad;
+  }
+  // A machine of any kind: an ordinal that nobody has. Without CUDA built in, without a GPU, and with other GPUs the
+  // reason differs, and each says what to do.
+  const absl::Status absent = status("cuda:99");
+  EXPECT_FALSE(absent.ok());
+  EXPECT_TRUE(absent.message().find("--device cpu") != absl::string_view::npos ||
+              absent.message().find("does not exist") != absl::string_view::npos)
+      << absent;
+  const auto model = LoadModel(dir_.path(), {});
+  ASSERT_TRUE(model.ok());
+  const auto memory = (*model)->device_memory();
+  ASSERT_TRUE(memory.ok());
+  EXPECT_FALSE(memory->on_gpu());
+  EXPECT_EQ(memory->weight_bytes, (*model)->weight_bytes());
+  const auto pool = (*model)->AllocateKv(1000);
+  ASSERT_TRUE(pool.ok());
+  EXPECT_NE(pool->get(), nullptr);
+}
+
 }  // namespace
 }  // namespace agentserve::model

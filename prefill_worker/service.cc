@@ -42,9 +42,10 @@ void Loop::ApplyEffects(base::TimeNs) {
 void Loop::FillHandle(SeqId seq, const std::vector<OfferedBlock>& blocks, agentserve::common::v1::KvHandle* handle) {
   handle->set_worker_id(options_.worker_id);
   handle->set_incarnation(options_.incarnation);
+  const std::lock_guard lock(progress_mu_);
   if (const auto it = progress_.find(seq); it != progress_.end()) {
-    handle->set_progress_slot(it->second.slot);
-    handle->set_progress_tag(it->second.tag);
+    handle->set_progress_slot(it->second.slot.slot);
+    handle->set_progress_tag(it->second.slot.tag);
   }
   for (const OfferedBlock& b : blocks) {
     agentserve::common::v1::KvBlockRef* ref = handle->add_blocks();
@@ -59,8 +60,11 @@ void Loop::Apply(const Admitted& e) {
   // The core admits no more than there are slots.
   absl::StatusOr<kvstore::ProgressRef> slot = options_.pool->AcquireProgress();
   AS_CHECK(slot.ok()) << slot.status();
-  progress_[e.seq] = *slot;
-  options_.pool->StoreProgress(*slot, {e.cached_tokens, e.cached_tokens, 0});
+  {
+    const std::lock_guard lock(progress_mu_);
+    progress_[e.seq] = {*slot, e.cached_tokens};
+    options_.pool->StoreProgress(*slot, {e.cached_tokens, e.cached_tokens, 0});
+  }
   wire::RunResponse response;
   response.mutable_admitted()->set_cached_tokens(e.cached_tokens);
   FillHandle(e.seq, e.blocks, response.mutable_admitted()->mutable_kv());
@@ -68,18 +72,26 @@ void Loop::Apply(const Admitted& e) {
 }
 
 void Loop::OnLayerWritten(const engine::StepPlan& plan, uint32_t layer) {
+  const std::lock_guard lock(progress_mu_);
   for (const engine::SeqSlice& slice : plan.slices) {
     const auto it = progress_.find(slice.seq);
     if (it == progress_.end()) continue;
     const uint32_t end = slice.start + static_cast<uint32_t>(slice.tokens.size());
-    options_.pool->StoreProgress(it->second, {slice.start, end, layer + 1});
+    it->second.start = slice.start;
+    options_.pool->StoreProgress(it->second.slot, {slice.start, end, layer + 1});
   }
 }
 
 void Loop::Apply(const ChunkDone& e) {
   base::FailpointExit("pf.exit_at_chunk");
-  if (const auto it = progress_.find(e.seq); it != progress_.end()) {
-    options_.pool->StoreProgress(it->second, {e.computed, e.computed, 0});
+  {
+    const std::lock_guard lock(progress_mu_);
+    const auto it = progress_.find(e.seq);
+    // The next chunk may have reported layers already, which says more.
+    if (it != progress_.end() && it->second.start < e.computed) {
+      it->second.start = e.computed;
+      options_.pool->StoreProgress(it->second.slot, {e.computed, e.computed, 0});
+    }
   }
   wire::RunResponse response;
   response.mutable_chunk_done()->set_computed_tokens(e.computed);
@@ -109,9 +121,12 @@ void Loop::Apply(const Failed& e) {
 }
 
 void Loop::Apply(const Closed& e) {
-  if (const auto it = progress_.find(e.seq); it != progress_.end()) {
-    options_.pool->ReleaseProgress(it->second);
-    progress_.erase(it);
+  {
+    const std::lock_guard lock(progress_mu_);
+    if (const auto it = progress_.find(e.seq); it != progress_.end()) {
+      options_.pool->ReleaseProgress(it->second.slot);
+      progress_.erase(it);
+    }
   }
   table_.Erase(e.seq);
 }

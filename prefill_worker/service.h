@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <mutex>
 
 #include "agentserve/prefill/v1/prefill.grpc.pb.h"
 #include "prefill_worker/core/core.h"
@@ -36,7 +37,7 @@ class Loop final : public worker::RunLoop<wire::RunRequest, wire::RunResponse, N
   const engine::PlannerStats& PlannerStatsNow() const override { return core_.stats(); }
   const engine::BlockPool& Blocks() const override { return core_.pool(); }
 
-  // On the executor's thread, while the loop waits in Run.
+  // On any thread of the executor, before the step is over.
   void OnLayerWritten(const engine::StepPlan& plan, uint32_t layer) override;
 
   void Apply(const Admitted& e);
@@ -46,9 +47,16 @@ class Loop final : public worker::RunLoop<wire::RunRequest, wire::RunResponse, N
   void Apply(const Closed& e);
   void FillHandle(engine::SeqId seq, const std::vector<OfferedBlock>& blocks, agentserve::common::v1::KvHandle* handle);
 
+  // A sequence's progress slot, and the first row of the chunk it speaks of.
+  struct Progress {
+    kvstore::ProgressRef slot;
+    uint32_t start = 0;
+  };
+
   const uint32_t context_length_;
   Core core_;
-  std::map<engine::SeqId, kvstore::ProgressRef> progress_;
+  std::mutex progress_mu_;
+  std::map<engine::SeqId, Progress> progress_;  // guarded by progress_mu_
 };
 
 // The service; Run hands each stream to the loop.

@@ -11,6 +11,7 @@ worker::RunLoopOptions LoopOptions(worker::Node* node, worker::BlockListener* li
   o.executor = node->executor();
   o.listener = listener;
   o.metrics = node->metrics();
+  o.pipeline_steps = node->options().pipeline_steps != "off";
   o.exit_failpoint = "pf.exit_at_step";
   return o;
 }

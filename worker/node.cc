@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -13,6 +14,8 @@
 #include "base/rng.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
+#include "kvstore/transport/device_memory.h"
+#include "worker/threaded_executor.h"
 
 namespace agentserve::worker {
 
@@ -22,7 +25,10 @@ using base::StrCat;
 void AddFlags(base::FlagSet* flags, NodeOptions* o) {
   flags->Add("model", &o->model, "folder of a Llama 3.x model in Hugging Face layout", "Model");
   flags->Add("model-id", &o->model_id, "name clients use; empty = name of the folder", "Model");
-  flags->Add("device", &o->device, "cpu", "Model");
+  flags->Add("device", &o->device, "cpu, cuda (= cuda:0), cuda:N, or auto: a GPU if there is one", "Model");
+  flags->Add("batch-invariant", &o->batch_invariant,
+             "tokens do not depend on what else runs, bit for bit; always so on the CPU, costs some speed on a GPU",
+             "Model");
   flags->Add("threads", &o->threads, "compute threads; 0 = one per core", "Model");
   flags->Add("host", &o->host, "address to listen on", "Network");
   flags->Add("port", &o->port, "gRPC port; 0 = any free one", "Network");
@@ -33,14 +39,28 @@ void AddFlags(base::FlagSet* flags, NodeOptions* o) {
   flags->Add("worker-id", &o->worker_id, "unique in the cluster; empty = role and process id", "Cluster");
   flags->Add("run-dir", &o->run_dir, "folder for unix sockets; empty = KV is only streamed", "Cluster");
   flags->Add("kv-blocks", &o->kv_blocks, "blocks in the KV pool; 0 = from --kv-memory-mib", "KV cache");
-  flags->Add("kv-memory-mib", &o->kv_memory_mib,
-             "KV pool size; 0 = 8 sequences at full context, within 64..1024 and a quarter of free memory", "KV cache");
+  flags->Add(
+      "kv-memory-mib", &o->kv_memory_mib,
+      "KV pool size; 0 = on the CPU 8 sequences at full context, within 64..1024 and a quarter of free memory; on "
+      "a GPU what --gpu-memory-utilization leaves",
+      "KV cache");
+  flags->Add("gpu-memory-utilization", &o->gpu_memory_utilization,
+             "share of the GPU's memory for weights, workspaces and KV pool together; 0.05 to 1", "KV cache");
   flags->Add("block-tokens", &o->block_tokens, "tokens per KV block; equal in the whole cluster", "KV cache");
   flags->Add("prefix-cache", &o->prefix_cache, "reuse the KV of equal prompt beginnings", "KV cache");
   flags->Add("kv-transport", &o->kv_transport,
-             "auto: map a peer's pool, else stream and warn; mapped: map or fail; stream: always stream", "KV cache");
-  flags->Add("max-batch", &o->max_batch, "most sequences per step", "Batching");
-  flags->Add("step-tokens", &o->step_tokens, "most tokens per step: decodes plus prompt chunks", "Batching");
+             "auto: map a peer's pool, else the next slower path and warn; mapped: map or fail; staged: between GPUs, "
+             "through host memory; stream: always stream",
+             "KV cache");
+  flags->Add("max-batch", &o->max_batch, "most sequences per step; 0 = 64 on the CPU, 256 on a GPU", "Batching");
+  flags->Add(
+      "step-tokens", &o->step_tokens,
+      "most tokens per step: decodes plus prompt chunks; 0 = 512 on the CPU, on a GPU 8192 (prefill) or 2048 (decode)",
+      "Batching");
+  flags->Add("pipeline-steps", &o->pipeline_steps,
+             "auto: plan and launch the next step while one runs if the device can; off: one step at a time; on: also "
+             "where the device cannot, by a thread (for tests)",
+             "Batching");
   flags->Add("drain-timeout-s", &o->drain_timeout_s, "most time to finish running work after SIGTERM", "General");
   flags->Add("log-level", &o->log_level, "debug, info, warn or error", "General");
   flags->Add("log-json", &o->log_json, "log lines as JSON", "General");
@@ -51,22 +71,38 @@ absl::Status CheckOptions(const NodeOptions& o) {
     return absl::InvalidArgumentError(StrCat("--", flag, " is ", value, "; it must be ", want));
   };
   if (o.block_tokens < 1 || o.block_tokens > 1024) return bad("block-tokens", o.block_tokens, "1 to 1024");
-  if (o.max_batch < 1 || o.max_batch > 4096) return bad("max-batch", o.max_batch, "1 to 4096");
-  if (o.step_tokens < o.max_batch || o.step_tokens > (1 << 20)) {
-    return bad("step-tokens", o.step_tokens, StrCat("at least --max-batch (", o.max_batch, ") and at most 1048576"));
+  if (o.max_batch < 0 || o.max_batch > 4096) return bad("max-batch", o.max_batch, "0 to 4096");
+  if (o.step_tokens < 0 || (o.step_tokens != 0 && o.step_tokens < o.max_batch) || o.step_tokens > (1 << 20)) {
+    return bad("step-tokens", o.step_tokens,
+               StrCat("0, or at least --max-batch (", o.max_batch, ") and at most 1048576"));
+  }
+  if (!(o.gpu_memory_utilization >= 0.05 && o.gpu_memory_utilization <= 1)) {
+    return bad("gpu-memory-utilization", o.gpu_memory_utilization, "0.05 to 1");
   }
   if (o.port < 0 || o.port > 65535) return bad("port", o.port, "0 to 65535");
   if (o.metrics_port < -1 || o.metrics_port > 65535) return bad("metrics-port", o.metrics_port, "-1 to 65535");
   if (o.drain_timeout_s < 0) return bad("drain-timeout-s", o.drain_timeout_s, "0 or more");
+  if (o.pipeline_steps != "auto" && o.pipeline_steps != "on" && o.pipeline_steps != "off") {
+    return bad("pipeline-steps", o.pipeline_steps, "auto, on or off");
+  }
   if (o.worker_id.size() > 63) return bad("worker-id", o.worker_id, "at most 63 characters");
   return kvstore::ParseTransportMode(o.kv_transport).status();
+}
+
+void SetBatchDefaults(Role role, bool on_gpu, NodeOptions* o) {
+  // A GPU needs many tokens to be busy with a prompt; a decode worker's sequences wait for each chunk (2048 tokens of
+  // the 1B model take about 8 ms).
+  const int step_tokens = !on_gpu ? 512 : role == Role::kPrefill ? 8192 : 2048;
+  if (o->max_batch == 0) o->max_batch = std::min(on_gpu ? 256 : 64, o->step_tokens == 0 ? 256 : o->step_tokens);
+  if (o->step_tokens == 0) o->step_tokens = std::max(step_tokens, o->max_batch);
 }
 
 namespace {
 
 const char* RoleName(Role role) { return role == Role::kPrefill ? "prefill" : "decode"; }
 
-NodeOptions WithDefaults(NodeOptions o, Role role) {
+NodeOptions WithDefaults(NodeOptions o, Role role, bool on_gpu) {
+  SetBatchDefaults(role, on_gpu, &o);
   if (o.worker_id.empty()) o.worker_id = StrCat(RoleName(role), "-", ::getpid());
   if (o.advertise_host.empty()) o.advertise_host = o.host;
   if (o.model_id.empty()) {
@@ -86,7 +122,7 @@ uint64_t NonZeroEntropy() {
 }  // namespace
 
 Node::Node(const NodeOptions& options, const ModelInfo& model, Role role)
-    : options_(WithDefaults(options, role)),
+    : options_(WithDefaults(options, role, model.cuda_device >= 0)),
       model_(model),
       role_(role),
       incarnation_(NonZeroEntropy()),
@@ -108,15 +144,29 @@ absl::Status Node::OpenPool() {
   sizing.blocks = options_.kv_blocks;
   sizing.memory_mib = options_.kv_memory_mib;
   sizing.available_bytes = AvailableMemoryBytes();
+  sizing.max_batch = static_cast<uint32_t>(options_.max_batch);
+  if (model_.cuda_device >= 0) {
+    AS_ASSIGN_OR_RETURN(sizing.device, model_.device_budget());
+    sizing.device->utilization = options_.gpu_memory_utilization;
+  }
   AS_ASSIGN_OR_RETURN(sizing_, SizePool(sizing));
-  AS_LOG(kInfo, "kv_pool.sized") << Field("blocks", sizing_.num_blocks) << Field("why", sizing_.explanation);
+  AS_LOG(kInfo, "kv_pool.sized") << Field("device",
+                                          model_.cuda_device < 0 ? "cpu" : StrCat("cuda:", model_.cuda_device))
+                                 << Field("blocks", sizing_.num_blocks) << Field("why", sizing_.explanation);
   kvstore::KvPoolOptions pool;
   pool.layout = model_.layout;
   pool.num_blocks = sizing_.num_blocks;
   pool.incarnation = incarnation_;
   pool.worker_id = options_.worker_id;
-  AS_ASSIGN_OR_RETURN(pool_, kvstore::KvPool::Create(pool));
-  executor_ = model_.new_executor(pool_->view());
+  std::unique_ptr<kvstore::BlockMemory> device_memory;
+  if (model_.cuda_device >= 0) {
+    AS_ASSIGN_OR_RETURN(device_memory, kvstore::NewDeviceMemory(model_.cuda_device, model_.layout, sizing_.num_blocks));
+  }
+  AS_ASSIGN_OR_RETURN(pool_, kvstore::KvPool::Create(pool, std::move(device_memory)));
+  AS_ASSIGN_OR_RETURN(executor_, model_.new_executor(pool_->view()));
+  if (options_.pipeline_steps == "on" && executor_->depth() == 1) {
+    executor_ = std::make_unique<ThreadedExecutor>(std::move(executor_));
+  }
   if (!options_.run_dir.empty()) {
     if (::mkdir(options_.run_dir.c_str(), 0700) != 0 && errno != EEXIST) {
       return absl::InvalidArgumentError(StrCat("cannot make --run-dir ", options_.run_dir, ": ", std::strerror(errno)));
@@ -147,6 +197,7 @@ agentserve::common::v1::KvEndpoint Node::Endpoint() const {
   endpoint.set_grpc_address(address_);
   kvstore::ToProto(model_.layout, endpoint.mutable_layout());
   endpoint.set_num_blocks(sizing_.num_blocks);
+  endpoint.set_digest(kvstore::ToProto(pool_->memory().facts().digest));
   return endpoint;
 }
 

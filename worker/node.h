@@ -15,7 +15,7 @@
 #include "engine/kv_layout.h"
 #include "engine/planner.h"
 #include "kvstore/transport/kv_pool.h"
-#include "kvstore/transport/peer_pool.h"
+#include "kvstore/transport/peer_proto.h"
 #include "kvstore/transport/pool_exporter.h"
 #include "kvstore/transport/transfer_service.h"
 #include "worker/pool_sizing.h"
@@ -36,6 +36,7 @@ struct NodeOptions {
   std::string model;
   std::string model_id;
   std::string device = "cpu";
+  bool batch_invariant = false;
   int threads = 0;
   std::string router;
   std::string kvstore;
@@ -43,9 +44,11 @@ struct NodeOptions {
   std::string run_dir;
   int64_t kv_blocks = 0;
   int64_t kv_memory_mib = 0;
+  double gpu_memory_utilization = 0.9;
   int block_tokens = 16;
-  int max_batch = 64;
-  int step_tokens = 512;
+  int max_batch = 0;
+  int step_tokens = 0;
+  std::string pipeline_steps = "auto";
   std::string kv_transport = "auto";
   bool prefix_cache = true;
   int drain_timeout_s = 30;
@@ -53,6 +56,8 @@ struct NodeOptions {
 void AddFlags(base::FlagSet* flags, NodeOptions* options);
 // Values that contradict each other or that are out of range.
 absl::Status CheckOptions(const NodeOptions& options);
+// Fills in --max-batch and --step-tokens where they are 0.
+void SetBatchDefaults(Role role, bool on_gpu, NodeOptions* options);
 
 // The model as a node needs it.
 struct ModelInfo {
@@ -61,7 +66,11 @@ struct ModelInfo {
   uint32_t context_length = 0;
   std::vector<engine::TokenId> end_tokens;
   std::string fingerprint_hex;
-  std::function<std::unique_ptr<engine::Executor>(const engine::KvPoolView&)> new_executor;
+  // The GPU whose memory the pool must be in; -1 = the host.
+  int cuda_device = -1;
+  // With a GPU: its memory as of now. The utilization is filled in by the node.
+  std::function<absl::StatusOr<DeviceBudget>()> device_budget;
+  std::function<absl::StatusOr<std::unique_ptr<engine::Executor>>(const engine::KvPoolView&)> new_executor;
 };
 
 // Not thread-safe; made and used by main (or a test).

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -9,12 +10,24 @@
 
 namespace agentserve::worker {
 
+// Memory of the GPU on which the pool will be, with the weights in place and the executor still to come.
+struct DeviceBudget {
+  std::string name;
+  uint64_t total_bytes = 0;
+  uint64_t free_bytes = 0;      // now, for everybody
+  uint64_t weight_bytes = 0;    // ours
+  uint64_t executor_bytes = 0;  // what the executor will take
+  double utilization = 0.9;     // share of the total that this worker may use
+};
+
 struct PoolSizingInput {
   engine::KvLayout layout;
   uint32_t model_context = 0;
   int64_t blocks = 0;            // wanted; 0 = from memory
   int64_t memory_mib = 0;        // wanted; 0 = automatic
   uint64_t available_bytes = 0;  // memory of this machine that is free now
+  uint32_t max_batch = 64;
+  std::optional<DeviceBudget> device;  // absent: the pool is in memory of this machine
 };
 struct PoolSizing {
   uint32_t num_blocks = 0;
@@ -24,7 +37,9 @@ struct PoolSizing {
   std::string explanation;
 };
 
-// Automatic: a quarter of the available memory, at most 1 GiB. More blocks than 2^24 are refused.
+// Automatic on the CPU: a quarter of the available memory, at most 1 GiB. On a GPU: what weights and executor leave of
+// the worker's share. More blocks than 2^24 are refused. RESOURCE_EXHAUSTED: the GPU is too small or too full; says how
+// much is missing and which flags help.
 absl::StatusOr<PoolSizing> SizePool(const PoolSizingInput& in);
 
 // MemAvailable of /proc/meminfo, or the cgroup's limit if that is smaller.

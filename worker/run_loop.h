@@ -1,6 +1,9 @@
 // The step loop of a worker: one thread that owns the core, the executor and the table of sessions. gRPC's threads only
-// post to its mailbox. Each turn: take what was posted, step the core, plan, run the step, answer. The next step is
-// planned right after the last one.
+// post to its mailbox. Each turn: take what was posted, step the core, plan, run the step, answer.
+//
+// If the executor takes two steps at a time, each turn plans and launches what still fits, and then waits for the
+// oldest step: the next one is planned, and the last one answered, while the device computes. A command waits for the
+// end of one step at most, either way.
 //
 // Prefill and decode workers derive from it; they add what their commands and effects mean.
 #pragma once
@@ -10,6 +13,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <deque>
 #include <map>
 #include <memory>
 #include <string>
@@ -50,6 +54,8 @@ struct RunLoopOptions {
   base::Metrics* metrics = nullptr;
   // Visited before each step; ends the process if armed.
   std::string exit_failpoint;
+  // False: one step at a time, whatever the executor can do.
+  bool pipeline_steps = true;
 };
 
 // All pointers of the options must outlive it. Public methods are thread-safe; protected ones run on the loop thread.
@@ -60,16 +66,20 @@ class RunLoop {
   // One active router and a standby, each perhaps twice while a broken stream is not noticed yet.
   static constexpr size_t kMaxSessions = 4;
 
-  explicit RunLoop(const RunLoopOptions& options) : options_(options), step_metrics_(options.metrics) {}
+  explicit RunLoop(const RunLoopOptions& options)
+      : options_(options),
+        step_metrics_(options.metrics),
+        depth_(options.pipeline_steps && options.executor->depth() > 1 ? engine::Planner::kMaxInFlight : 1) {}
   virtual ~RunLoop() = default;
 
   // Derived classes must call Stop and Wait before they are destroyed.
   void Start() {
+    if (depth_ > 1) options_.executor->ObserveLaunches(observer());
     thread_ = std::thread([this] { Run(); });
   }
   // Ends the loop once all its sequences are over.
   void Drain() { mailbox_.Post({Kind::kDrain, 0, nullptr, {}, {}}); }
-  // Ends the loop after the current step.
+  // Ends the loop after the steps in flight.
   void Stop() { mailbox_.Post({Kind::kStop, 0, nullptr, {}, {}}); }
   // Waits for the end of the loop; returns the exit code.
   int Wait() {
@@ -152,6 +162,11 @@ class RunLoop {
     std::shared_ptr<Stream> stream;
     uint64_t router_incarnation = 0;
   };
+  struct InFlight {
+    const engine::PlannedStep* step;
+    base::TimeNs started;
+    absl::Status launched;  // not OK: counts as the step's own failure once its turn comes
+  };
   // Least time between two loads while they change, and most while they do not.
   static constexpr base::TimeNs kLoadEvery = 10 * base::kNsPerMs, kLoadAtLeast = base::kNsPerSecond;
 
@@ -165,12 +180,13 @@ class RunLoop {
       OnTick(now);
       Apply(now);
       if (stop_) break;
-      const engine::PlannedStep* step = PlanStep(now);
-      Apply(now);
-      if (step) RunStep(*step);
-      idle = step == nullptr;
+      idle = depth_ > 1 ? !RunPipelined(now) : !RunOne(now);
       Report(Now());
       if (draining_ && Idle()) break;
+    }
+    engine::StepOutput unwanted;
+    for (; !in_flight_.empty(); in_flight_.pop_front()) {  // nothing may touch the pool once the loop has ended
+      if (in_flight_.front().launched.ok() && !options_.executor->Wait(&unwanted).ok()) break;
     }
     for (auto& [id, session] : sessions_) {
       session.stream->End(grpc::Status(grpc::StatusCode::UNAVAILABLE, "the worker is shutting down"));
@@ -263,17 +279,51 @@ class RunLoop {
     ApplyEffects(now);
   }
 
-  void RunStep(const engine::PlannedStep& step) {
+  // Plans and runs one step. False: nothing to run.
+  bool RunOne(base::TimeNs now) {
+    const engine::PlannedStep* step = PlanStep(now);
+    Apply(now);
+    if (step == nullptr) return false;
     base::FailpointExit(options_.exit_failpoint);
     const base::TimeNs started = Now();
     engine::StepOutput output;
-    absl::Status status = options_.executor->Run(step.plan, observer(), &output);
+    absl::Status status = options_.executor->Run(step->plan, observer(), &output);
+    StepOver(*step, std::move(status), std::move(output), started);
+    return true;
+  }
+
+  // Launches as many steps as fit, then waits for the oldest one. False: none is in flight.
+  bool RunPipelined(base::TimeNs now) {
+    while (in_flight_.size() < depth_ && (in_flight_.empty() || in_flight_.back().launched.ok())) {
+      const engine::PlannedStep* step = PlanStep(now);
+      Apply(now);
+      if (step == nullptr) break;
+      base::FailpointExit(options_.exit_failpoint);
+      in_flight_.push_back({step, Now(), options_.executor->Launch(step->plan)});
+    }
+    if (in_flight_.empty()) return false;
+    InFlight oldest = std::move(in_flight_.front());
+    in_flight_.pop_front();
+    engine::StepOutput output;
+    absl::Status status = std::move(oldest.launched);
+    if (status.ok()) status = options_.executor->Wait(&output);
+    if (!status.ok()) in_flight_.clear();  // lost with it
+    StepOver(*oldest.step, std::move(status), std::move(output), std::max(oldest.started, last_ended_));
+    return true;
+  }
+
+  void StepOver(const engine::PlannedStep& step, absl::Status status, engine::StepOutput output, base::TimeNs started) {
+    if (status.ok() && base::FailpointFires("step.internal")) {
+      status = absl::InternalError("failpoint step.internal: as if the device had failed");
+    }
     std::vector<uint64_t> digests;
     if (status.ok()) {
-      digests.reserve(step.seals.size());
-      for (const engine::SealRequest& s : step.seals) digests.push_back(options_.pool->Digest(s.block, s.tokens));
+      absl::StatusOr<std::vector<uint64_t>> sealed = options_.pool->Digests(step.seals);
+      if (sealed.ok()) digests = *std::move(sealed);
+      status = sealed.status();
     }
     const base::TimeNs ended = Now();
+    last_ended_ = ended;
     step_metrics_.OnStep(step, started, ended);
     prefill_rate_ = step_metrics_.prefill_tokens_per_s();
     const bool poisoned = status.code() == absl::StatusCode::kInternal;
@@ -327,6 +377,9 @@ class RunLoop {
   int exit_code_ = base::kExitOk;  // read after Wait
 
   // Loop thread only.
+  const size_t depth_;
+  std::deque<InFlight> in_flight_;  // oldest first
+  base::TimeNs last_ended_ = 0;
   std::map<SessionId, Session> sessions_;
   bool stop_ = false, draining_ = false, load_pending_ = true;
   engine::Load last_load_;

@@ -13,6 +13,7 @@
 
 #include "base/log.h"
 #include "base/strings.h"
+#include "kvstore/transport/device_memory.h"
 #include "model/model.h"
 #include "worker/directory_link.h"
 
@@ -72,10 +73,32 @@ void Supervise(const NodeOptions& options, Node* node, Program* program, const s
 
 }  // namespace
 
+absl::StatusOr<ModelInfo> MakeModelInfo(const std::shared_ptr<model::Model>& model, uint32_t block_tokens) {
+  ModelInfo info;
+  info.layout = model->layout(block_tokens);
+  info.vocab_size = model->config().vocab_size;
+  info.context_length = model->config().max_position;
+  info.end_tokens = model->end_tokens();
+  info.fingerprint_hex = model->fingerprint_hex();
+  info.new_executor = [model](const engine::KvPoolView& pool) { return model->CreateExecutor(pool); };
+  const absl::StatusOr<model::DeviceMemory> memory = model->device_memory();
+  if (!memory.ok()) return memory.status();
+  info.cuda_device = memory->cuda_device;
+  info.device_budget = [model]() -> absl::StatusOr<DeviceBudget> {
+    const absl::StatusOr<model::DeviceMemory> now = model->device_memory();
+    if (!now.ok()) return now.status();
+    return DeviceBudget{now->name, now->total_bytes, now->free_bytes, now->weight_bytes, now->executor_bytes, 0};
+  };
+  return info;
+}
+
 absl::StatusOr<ModelInfo> LoadModelInfo(const NodeOptions& options) {
   model::LoadOptions load;
   load.device = options.device;
   load.threads = options.threads;
+  load.batch_invariant = options.batch_invariant;
+  load.limits.max_step_tokens = static_cast<uint32_t>(options.step_tokens);
+  load.limits.max_sequences = static_cast<uint32_t>(options.max_batch);
   load.progress = [](const model::LoadProgress& p) {
     AS_LOG(kInfo, "model.loading") << Field("file", p.file) << Field("mib", p.bytes_done >> 20)
                                    << Field("of_mib", p.bytes_total >> 20)
@@ -84,15 +107,7 @@ absl::StatusOr<ModelInfo> LoadModelInfo(const NodeOptions& options) {
   };
   absl::StatusOr<std::unique_ptr<model::Model>> loaded = model::LoadModel(options.model, load);
   if (!loaded.ok()) return loaded.status();
-  const std::shared_ptr<model::Model> model = *std::move(loaded);
-  ModelInfo info;
-  info.layout = model->layout(static_cast<uint32_t>(options.block_tokens));
-  info.vocab_size = model->config().vocab_size;
-  info.context_length = model->config().max_position;
-  info.end_tokens = model->end_tokens();
-  info.fingerprint_hex = model->fingerprint_hex();
-  info.new_executor = [model](const engine::KvPoolView& pool) { return model->NewExecutor(pool); };
-  return info;
+  return MakeModelInfo(*std::move(loaded), static_cast<uint32_t>(options.block_tokens));
 }
 
 int RunWorker(int argc, const char* const* argv, Role role,
@@ -116,10 +131,15 @@ int RunWorker(int argc, const char* const* argv, Role role,
                     base::kExitConfig);
   }
   if (absl::Status s = CheckOptions(options); !s.ok()) return Complain("config.bad", s, base::kExitConfig);
-  // Before any thread exists, so that all inherit it and only Supervise takes signals.
+  // Before any thread exists (looking for a GPU makes some), so that all inherit it and only Supervise takes signals.
   const sigset_t set = StopSignals();
   pthread_sigmask(SIG_BLOCK, &set, nullptr);
   signal(SIGPIPE, SIG_IGN);
+
+  const absl::StatusOr<kvstore::Device> device = kvstore::ResolveDevice(options.device);
+  if (!device.ok()) return Complain("config.bad", device.status(), base::kExitConfig);
+  options.device = device->ToString();
+  SetBatchDefaults(role, device->cuda, &options);
 
   absl::StatusOr<ModelInfo> model = LoadModelInfo(options);
   if (!model.ok()) return Complain("model.bad", model.status(), base::kExitModel);

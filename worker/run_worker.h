@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 
+#include "model/model.h"
 #include "worker/node.h"
 #include "worker/run_loop.h"
 
@@ -24,6 +25,8 @@ class Program {
   virtual double prefill_tokens_per_s() const = 0;
 };
 
+// What a node needs to know of a loaded model; keeps it alive.
+absl::StatusOr<ModelInfo> MakeModelInfo(const std::shared_ptr<model::Model>& model, uint32_t block_tokens);
 // Loads the folder named by the options. Errors name file and field.
 absl::StatusOr<ModelInfo> LoadModelInfo(const NodeOptions& options);
 

@@ -59,6 +59,53 @@ TEST(PoolSizing, ArithmeticAndLimits) {
   EXPECT_GT(AvailableMemoryBytes(), 0u);
 }
 
+TEST(PoolSizing, OnAGpu) {
+  constexpr uint64_t kMib = 1 << 20, kGib = 1 << 30;
+  PoolSizingInput in;
+  in.layout = {.num_layers = 16, .num_kv_heads = 8, .head_dim = 64, .block_tokens = 16};  // 512 KiB a block
+  in.model_context = 131072;
+  in.max_batch = 256;
+  in.available_bytes = 1;  // of no matter
+  in.device = DeviceBudget{"GPU", 140 * kGib, 136 * kGib, 3 * kGib, 1 * kGib, 0.9};
+  auto sized = SizePool(in);
+  ASSERT_TRUE(sized.ok()) << sized.status();
+  EXPECT_EQ(sized->num_blocks, (126 - 3 - 1) * 2048u) << "90 % less weights and workspaces";
+  EXPECT_EQ(sized->context_length, 131072u);
+  EXPECT_NE(sized->explanation.find("90 % of 143360 MiB - weights 3072 MiB - workspaces 1024 MiB"), std::string::npos)
+      << sized->explanation;
+  in.device->free_bytes = 60 * kGib;  // somebody else is there
+  EXPECT_EQ(SizePool(in)->num_blocks, (60 - 1 - 1) * 2048u);
+  in.layout.num_layers = 1;
+  in.layout.num_kv_heads = 1;
+  in.model_context = 2048;
+  EXPECT_EQ(SizePool(in)->num_blocks, 4 * 256 * 2048u / 16) << "more is of no use";
+  in.layout.num_layers = 16;
+  in.layout.num_kv_heads = 8;
+  in.memory_mib = 100;
+  EXPECT_EQ(SizePool(in)->num_blocks, 200u);
+  in.memory_mib = 100 * 1024;
+  absl::Status status = SizePool(in).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(std::string(status.message()).find("43008 MiB are missing"), std::string::npos) << status.message();
+  EXPECT_NE(std::string(status.message()).find("--kv-memory-mib"), std::string::npos);
+  in.memory_mib = 0;
+  in.blocks = 10 * 2048;
+  EXPECT_EQ(SizePool(in)->num_blocks, 10 * 2048u);
+  in.blocks = 70 * 2048;
+  EXPECT_EQ(SizePool(in).status().code(), absl::StatusCode::kResourceExhausted);
+  in.blocks = 0;
+  in.device->utilization = 0.02;  // 2.8 GiB: less than the weights
+  status = SizePool(in).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(std::string(status.message()).find("raise --gpu-memory-utilization"), std::string::npos)
+      << status.message();
+  in.device->utilization = 0.9;
+  in.device->free_bytes = 500 * kMib;
+  status = SizePool(in).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(std::string(status.message()).find("end what else uses the GPU"), std::string::npos) << status.message();
+}
+
 TEST(Convert, AbsentFieldsTakeDefaults) {
   agentserve::common::v1::SamplingParams wire;
   const engine::SamplingParams s = FromWire(wire, 77);

@@ -190,7 +190,7 @@ void Core::On(const StepDone& e, base::TimeNs now) {
     return;
   }
   StepTokens step;
-  step.step = planner_.stats().steps;
+  step.step = planner_.oldest_step();
   std::vector<SeqId> finished;
   for (engine::Advance& advance : planner_.Complete(e.output, e.digests)) {
     if (!advance.sampled) continue;
@@ -249,7 +249,7 @@ const engine::PlannedStep* Core::PlanStep(base::TimeNs now) {
   if (step == nullptr) return nullptr;
   for (const engine::SeqSlice& slice : step->plan.slices) {
     Entry& entry = entries_.at(slice.seq);
-    if (entry.kv_ready < 0) {
+    if (entry.kv_ready < 0 && !slice.input_pending) {
       if (entry.first_chunk < 0) entry.first_chunk = now;
     } else {
       if (entry.first_decode < 0) entry.first_decode = now;

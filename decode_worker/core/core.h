@@ -6,7 +6,8 @@
 //              a pull that fails, or that is not found valid, becomes a local prefill (recompute)
 //
 // The shell calls Step for each event, then TakeEffects; PlanStep when no step runs, then runs it and steps StepDone.
-// A pull is done by the shell beside the steps: StartPull, then FinishPull or AbortPull, and always exactly one
+// It may also plan the next step while one runs (engine/planner.h), at most two at a time; StepDone is the oldest
+// one's. A pull is done by the shell beside the steps: StartPull, then FinishPull or AbortPull, and always exactly one
 // PullEnded back; until then its blocks are not given to anybody else.
 // No thread, clock, lock, memory or wire format. Single-threaded.
 //
@@ -171,7 +172,7 @@ class Core {
 
   void Step(const Event& event, base::TimeNs now);
   std::vector<Effect> TakeEffects() { return std::exchange(effects_, {}); }
-  // The step to run now, or null. Valid until StepDone. Call only when no step runs. May have effects.
+  // The step to run next, or null. Valid until its StepDone. May have effects.
   const engine::PlannedStep* PlanStep(base::TimeNs now);
   // Apply before the planned step runs and before effects are acted on.
   std::vector<engine::BlockChange> TakeBlockChanges() { return pool_.TakeChanges(); }

@@ -28,6 +28,8 @@ struct DecodeAttentionParams {
   const DecodeUnit* units = nullptr;  // device copy of the plan
   const int32_t* splits = nullptr;    // device copy, [rows + 1]
   int max_units = 0;                  // grid size is derived from it
+  int cluster = 1;                    // DecodePlanLimits::cluster
+  bool combine_kernel = false;        // DecodePlanLimits::combine_kernel
   // DecodeWorkspaceBytes; its first kWorkspaceZeroBytes (linear_cuda.h) must be zero before the first call ever, and
   // every call leaves them zero.
   void* workspace = nullptr;

@@ -22,6 +22,7 @@ const char* WhatIsWrong(const DecodeAttentionParams& p) {
   if (kv_heads == 0 || p.q_heads % kv_heads != 0) return "q_heads is no multiple of kv_heads";
   if (p.q_heads / kv_heads > Config64::kMaxGroup) return "more than 8 q heads a KV head";
   if (static_cast<size_t>(p.rows) * kv_heads * sizeof(int) > kWorkspaceZeroBytes) return "too many rows";
+  if (p.cluster < 1 || p.cluster > 8 || (p.cluster & (p.cluster - 1)) != 0) return "cluster is not 1, 2, 4 or 8";
   DecodePlanLimits limits;
   limits.max_units = p.max_units;
   if (p.workspace_bytes < DecodeWorkspaceBytes(limits, p.q_heads, static_cast<int>(kv.head_dim))) {

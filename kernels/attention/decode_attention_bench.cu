@@ -1,6 +1,6 @@
 // Decode attention timed in a captured graph over a pool with the model's real layout: every node is another layer or
 // another set of sequences, so that nothing is found in L2. Beside it a kernel that only reads as many bytes.
-//   decode_attention_bench [--quick] [--json FILE]
+//   decode_attention_bench [--quick] [--clusters] [--json FILE]
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -34,10 +34,7 @@ struct Variant {
 constexpr Variant kVariants[] = {
     {"8 warps x 3", 64, LaunchDecodeAttention<DecodeConfig<64, 8, 3>>},
     {"8 warps x 2", 64, LaunchDecodeAttention<DecodeConfig<64, 8, 2>>},
-    {"4 warps x 4", 64, LaunchDecodeAttention<DecodeConfig<64, 4, 4>>},
-    {"16 warps x 3", 64, LaunchDecodeAttention<DecodeConfig<64, 16, 3>>},
     {"4 warps x 3", 128, LaunchDecodeAttention<DecodeConfig<128, 4, 3>>},
-    {"8 warps x 3", 128, LaunchDecodeAttention<DecodeConfig<128, 8, 3>>},
     {"4 warps x 2", 128, LaunchDecodeAttention<DecodeConfig<128, 4, 2>>},
 };
 
@@ -128,6 +125,8 @@ struct Pool {
 struct Shape {
   Model model;
   int batch, context, block_tokens, fixed_chunk;
+  int cluster = 0;          // 0: the plan's
+  int combine_kernel = -1;  // -1: the plan's
 };
 
 class Case {
@@ -148,7 +147,9 @@ class Case {
     tables_ = Device<int32_t>(ids.size());
     Put(tables_, ids);
     const std::vector<int32_t> lengths(static_cast<size_t>(shape.batch), shape.context);
-    limits_ = DecodeLimits(shape.batch, shape.context, kSms, shape.fixed_chunk, m.kv_heads);
+    limits_ = DecodeLimits(shape.batch, shape.context, kSms, shape.fixed_chunk, m.kv_heads, m.head_dim);
+    if (shape.cluster > 0) limits_.cluster = shape.cluster;
+    if (shape.combine_kernel >= 0) limits_.combine_kernel = shape.combine_kernel != 0;
     std::vector<DecodeUnit> units(static_cast<size_t>(limits_.max_units));
     std::vector<int32_t> splits(lengths.size() + 1);
     unit_count_ = PlanDecode(lengths.data(), shape.batch, shape.block_tokens, kSms, shape.fixed_chunk, limits_,
@@ -179,6 +180,8 @@ class Case {
     base_.units = units_;
     base_.splits = splits_;
     base_.max_units = limits_.max_units;
+    base_.cluster = limits_.cluster;
+    base_.combine_kernel = limits_.combine_kernel;
     base_.workspace = workspace_;
     base_.workspace_bytes = workspace_bytes_;
   }
@@ -201,6 +204,7 @@ class Case {
   }
   int nodes() const { return std::max(shape_.model.layers, std::min(sets_ * shape_.model.layers, 200)); }
   int units() const { return unit_count_; }
+  int cluster() const { return limits_.cluster; }
   double bytes() const { return 4.0 * shape_.model.kv_heads * shape_.model.head_dim * shape_.context * shape_.batch; }
 
  private:
@@ -217,29 +221,34 @@ class Case {
 
 FILE* json = nullptr;
 
-void Report(const Shape& s, const char* name, int units, double bytes, const Timing& t, double read_us) {
-  std::printf("%s B %3d ctx %5d page %3d chunk %4d  %-14s units %4d  %8.2f us (p95 %8.2f)  %.2f TB/s  read-only %.2f\n",
-              s.model.name, s.batch, s.context, s.block_tokens, s.fixed_chunk, name, units, t.median, t.p95,
-              bytes / t.median * 1e-6, bytes / read_us * 1e-6);
+void Report(const Shape& s, const char* name, int units, int cluster, double bytes, const Timing& t, double read_us) {
+  std::printf(
+      "%s B %3d ctx %5d page %3d chunk %4d  %-14s cluster %d units %4d  %8.2f us (p95 %8.2f)  %.2f TB/s  read-only "
+      "%.2f\n",
+      s.model.name, s.batch, s.context, s.block_tokens, s.fixed_chunk, name, cluster, units, t.median, t.p95,
+      bytes / t.median * 1e-6, bytes / read_us * 1e-6);
   if (json != nullptr) {
     std::fprintf(json,
                  "{\"bench\": \"decode_attention\", \"model\": \"%s\", \"batch\": %d, \"context\": %d, "
-                 "\"block_tokens\": %d, \"fixed_chunk\": %d, \"variant\": \"%s\", \"units\": %d, \"median_us\": %.3f, "
+                 "\"block_tokens\": %d, \"fixed_chunk\": %d, \"variant\": \"%s\", \"cluster\": %d, \"units\": %d, "
+                 "\"median_us\": %.3f, "
                  "\"p95_us\": %.3f, \"kv_bytes\": %.0f, \"read_only_us\": %.3f}\n",
-                 s.model.name, s.batch, s.context, s.block_tokens, s.fixed_chunk, name, units, t.median, t.p95, bytes,
-                 read_us);
+                 s.model.name, s.batch, s.context, s.block_tokens, s.fixed_chunk, name, cluster, units, t.median, t.p95,
+                 bytes, read_us);
   }
 }
 
 void RunShape(const Shape& shape, const Pool& pool, uint32_t* sink, bool all_variants) {
   const Case c(shape, pool);
-  const int replays = c.bytes() * c.nodes() > 4e9 ? 11 : 25;
+  const bool brief = shape.cluster > 0;
+  const int replays = brief ? 7 : c.bytes() * c.nodes() > 4e9 ? 11 : 25;
   const size_t vectors = static_cast<size_t>(c.bytes()) / 16;
   const size_t pieces = pool.bytes / 16 / vectors;
-  const Timing read = TimeGraph(std::min(c.nodes(), 48), replays, [&](int i, cudaStream_t stream) {
-    ReadKernel<<<2 * kSms, 512, 0, stream>>>(reinterpret_cast<const uint4*>(pool.data) + i % pieces * vectors, vectors,
-                                             sink);
-  });
+  const Timing read =
+      TimeGraph(brief ? 1 : std::min(c.nodes(), 48), brief ? 1 : replays, [&](int i, cudaStream_t stream) {
+        ReadKernel<<<2 * kSms, 512, 0, stream>>>(reinterpret_cast<const uint4*>(pool.data) + i % pieces * vectors,
+                                                 vectors, sink);
+      });
   const auto time = [&](const char* name, Launcher launch, bool pdl) {
     LaunchContext context;
     context.pdl = pdl;
@@ -247,14 +256,30 @@ void RunShape(const Shape& shape, const Pool& pool, uint32_t* sink, bool all_var
       context.stream = stream;
       CheckCuda(launch(c.Node(i), context), "decode attention");
     });
-    Report(shape, name, c.units(), c.bytes(), t, read.median);
+    Report(shape, name, c.units(), c.cluster(), c.bytes(), t, read.median);
   };
   bool first = true;
   for (const Variant& v : kVariants) {
     if (v.head_dim != shape.model.head_dim) continue;
-    if (first) time((std::string(v.name) + " nopdl").c_str(), v.launch, false);
+    if (first && shape.cluster == 0) time((std::string(v.name) + " nopdl").c_str(), v.launch, false);
     if (first || all_variants) time(v.name, v.launch, true);
     first = false;
+  }
+}
+
+// Which cluster and chunk are best for small batches.
+void SweepClusters(const Model& model, const Pool& pool, uint32_t* sink) {
+  for (const auto& [batch, context] :
+       {std::pair(1, 1024), std::pair(1, 2048), std::pair(1, 16384), std::pair(2, 8192), std::pair(2, 1024),
+        std::pair(4, 1024), std::pair(4, 4096), std::pair(8, 1024)}) {
+    for (int cluster : {1, 2, 4, 8}) {
+      for (int units : {1, 2, 3, 4, 6, 8, 16}) {
+        const int chunk = (context / units + 15) / 16 * 16;
+        const int blocks = batch * units * cluster * model.kv_heads;
+        if (chunk < 128 * cluster || blocks > 264 || blocks < 64) continue;
+        RunShape({model, batch, context, 16, chunk, cluster, 0}, pool, sink, false);
+      }
+    }
   }
 }
 
@@ -263,9 +288,10 @@ void RunShape(const Shape& shape, const Pool& pool, uint32_t* sink, bool all_var
 
 int main(int argc, char** argv) {
   using namespace agentserve::kernels::cuda;
-  bool quick = false;
+  bool quick = false, clusters = false;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--quick") == 0) quick = true;
+    if (std::strcmp(argv[i], "--clusters") == 0) clusters = true;
     if (std::strcmp(argv[i], "--json") == 0 && i + 1 < argc) json = std::fopen(argv[++i], "w");
   }
   int devices = 0;
@@ -279,23 +305,36 @@ int main(int argc, char** argv) {
   FillKernel<<<1056, 512>>>(reinterpret_cast<uint4*>(pool.data), pool.bytes / 16);
   CheckCuda(cudaDeviceSynchronize(), "fill");
   for (const Model& model : kModels) {
+    if (clusters) {
+      SweepClusters(model, pool, sink);
+      continue;
+    }
     const int long_batch = model.head_dim == 64 ? 128 : 64;
     RunShape({model, 64, 4096, 16, 0}, pool, sink, true);
     RunShape({model, 1, 1024, 16, 0}, pool, sink, true);
     RunShape({model, 1, 32768, 16, 0}, pool, sink, true);
     RunShape({model, 1, 4096, 16, 0}, pool, sink, false);
     RunShape({model, 1, 8192, 16, 0}, pool, sink, false);
+    RunShape({model, 2, 1024, 16, 0}, pool, sink, false);
+    RunShape({model, 4, 1024, 16, 0}, pool, sink, false);
+    RunShape({model, 4, 8192, 16, 0}, pool, sink, false);
     RunShape({model, 8, 1024, 16, 0}, pool, sink, false);
+    RunShape({model, 16, 1024, 16, 0}, pool, sink, false);
+    RunShape({model, 32, 2048, 16, 0}, pool, sink, false);
     RunShape({model, 64, 1024, 16, 0}, pool, sink, false);
     RunShape({model, 256, 1024, 16, 0}, pool, sink, false);
     RunShape({model, long_batch, 4096, 16, 0}, pool, sink, false);
     RunShape({model, 64, 4096, 16, 512}, pool, sink, false);
+    RunShape({model, 64, 4096, 16, 512, 0, 0}, pool, sink, false);
     RunShape({model, 64, 4096, 64, 0}, pool, sink, false);
     if (quick) continue;
     RunShape({model, 16, 8192, 16, 0}, pool, sink, false);
     RunShape({model, 64, 4096, 16, 1024}, pool, sink, false);
     RunShape({model, 64, 4096, 16, 2048}, pool, sink, false);
     RunShape({model, 1, 8192, 16, 512}, pool, sink, false);
+    RunShape({model, 1, 8192, 16, 512, 0, 0}, pool, sink, false);
+    RunShape({model, 1, 1024, 16, 512}, pool, sink, false);
+    RunShape({model, 1, 1024, 16, 512, 0, 0}, pool, sink, false);
   }
   CheckCuda(cudaDeviceSynchronize(), "end");
   if (json != nullptr) std::fclose(json);

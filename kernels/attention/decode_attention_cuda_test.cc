@@ -15,7 +15,7 @@ namespace {
 std::string Describe(const DecodeCase& c) {
   std::string text = std::to_string(c.q_heads) + "/" + std::to_string(c.kv_heads) + " heads, dim " +
                      std::to_string(c.head_dim) + ", blocks of " + std::to_string(c.block_tokens) + ", chunk " +
-                     std::to_string(c.fixed_chunk) + ", lengths";
+                     std::to_string(c.fixed_chunk) + ", cluster " + std::to_string(c.cluster) + ", lengths";
   for (size_t i = 0; i < c.lengths.size() && i < 12; ++i) text += " " + std::to_string(c.lengths[i]);
   return text + (c.lengths.size() > 12 ? " ..." : "");
 }
@@ -110,6 +110,26 @@ TEST(DecodeAttention, EveryHeadShape) {
   }
 }
 
+TEST(DecodeAttention, Clusters) {
+  for (int cluster : {2, 4, 8}) {
+    for (int chunk : {0, 128, 1024}) {
+      DecodeCase c = Llama1b({1, 16, 17, 127, 128, 129, 1023, 1024, 1025, 2500, 0, 33});
+      c.cluster = cluster;
+      c.fixed_chunk = chunk;
+      Check(c);
+      c.q_heads = 24;
+      c.head_dim = 128;
+      Check(c);
+      c.kv_heads = 3;
+      Check(c);
+      c.q_heads = 14;
+      c.kv_heads = 2;
+      c.head_dim = 64;
+      Check(c);
+    }
+  }
+}
+
 TEST(DecodeAttention, OneLongAmongShort) {
   std::vector<int32_t> lengths(40, 1);
   lengths[17] = 32768;
@@ -173,13 +193,38 @@ TEST(DecodeAttention, HundredRunsAreBitwiseEqual) {
     DecodeFixture large(Llama3b({2047, 4100, 1}));
     const std::vector<uint16_t> first_large = large.Run(pdl);
     for (int i = 0; i < 100; ++i) ASSERT_EQ(large.Run(pdl), first_large) << "run " << i;
+    DecodeCase c = Llama1b({2047, 4100, 1, 777});
+    c.cluster = 4;
+    c.fixed_chunk = 1024;
+    DecodeFixture clusters(c);
+    const std::vector<uint16_t> first_clusters = clusters.Run(pdl);
+    for (int i = 0; i < 100; ++i) ASSERT_EQ(clusters.Run(pdl), first_clusters) << "run " << i;
+  }
+}
+
+// Whether the last block or a second kernel adds up the parts, the bits are the same.
+TEST(DecodeAttention, BothCombinesGiveTheSameBits) {
+  for (const DecodeCase& base : {Llama1b({3000, 17, 260, 1025, 0, 5000, 64}), Llama3b({2047, 4100, 1})}) {
+    for (int chunk : {128, 512}) {
+      DecodeCase c = base;
+      c.fixed_chunk = chunk;
+      c.combine_kernel = 0;
+      const std::vector<uint16_t> by_last_block = DecodeFixture(c).Run();
+      c.combine_kernel = 1;
+      DecodeFixture fixture(c);
+      for (int i = 0; i < 20; ++i) ASSERT_EQ(fixture.Run(i % 2 == 1), by_last_block) << Describe(c);
+      Check(c);
+      EXPECT_EQ(fixture.RunAfterLateWriter(), by_last_block) << Describe(c);
+    }
   }
 }
 
 // What is read before the wait must not be what the kernel before writes.
 TEST(DecodeAttention, WaitsForQAndTheNewestRow) {
-  for (const DecodeCase& c :
-       {Llama1b({1}), Llama1b({16, 17, 700, 1024, 31}), Llama1b({5000}), Llama3b({1, 129, 640}), Llama3b({3000})}) {
+  DecodeCase clusters = Llama1b({1, 1024, 600});
+  clusters.cluster = 8;
+  for (const DecodeCase& c : {Llama1b({1}), Llama1b({16, 17, 700, 1024, 31}), Llama1b({5000}), Llama3b({1, 129, 640}),
+                              Llama3b({3000}), clusters}) {
     DecodeFixture fixture(c);
     const std::vector<uint16_t> want = fixture.Run();
     for (int i = 0; i < 10; ++i) ASSERT_EQ(fixture.RunAfterLateWriter(), want) << Describe(c);

@@ -105,7 +105,9 @@ DecodeFixture::DecodeFixture(const DecodeCase& c) : case_(c) {
     }
   }
 
-  limits_ = DecodeLimits(rows, longest, kSms, c.fixed_chunk, c.kv_heads);
+  limits_ = DecodeLimits(rows, longest, kSms, c.fixed_chunk, c.kv_heads, c.head_dim);
+  if (c.cluster > 0) limits_.cluster = c.cluster;
+  if (c.combine_kernel >= 0) limits_.combine_kernel = c.combine_kernel != 0;
   plan_.resize(limits_.max_units);
   splits_.resize(rows + 1);
   units_ =
@@ -152,6 +154,8 @@ DecodeAttentionParams DecodeFixture::Params() const {
   p.units = static_cast<const DecodeUnit*>(units_device_);
   p.splits = static_cast<const int32_t*>(splits_device_);
   p.max_units = limits_.max_units;
+  p.cluster = limits_.cluster;
+  p.combine_kernel = limits_.combine_kernel;
   p.workspace = workspace_;
   p.workspace_bytes = workspace_bytes_;
   return p;

@@ -18,6 +18,8 @@ struct DecodeCase {
   int head_dim = 64;
   int block_tokens = 16;
   int fixed_chunk = 0;
+  int cluster = 0;           // 0: the plan's
+  int combine_kernel = -1;   // -1: the plan's
   int shared_blocks = 0;     // leading blocks that all sequences share
   int layers = 2;            // the last one is attended
   int64_t spare_blocks = 3;  // in front of the used blocks, never touched: moves them to the end of the pool

@@ -20,9 +20,15 @@ struct DecodePlanLimits {
   int max_units = 0;  // also the number of partial results
   int max_context = 0;
   int kv_heads = 8;
+  // Thread blocks that share a unit and a KV head: 1, 2, 4 or 8. More for the smallest batches, which then need
+  // fewer partial results; 1 with a fixed chunk.
+  int cluster = 1;
+  // Parts of split rows are added up by a second kernel. So with a fixed chunk, where most rows are split.
+  bool combine_kernel = false;
 };
 // Limits for plans with that `fixed_chunk` (0: adaptive). A fixed chunk needs room for every row at max_context.
-DecodePlanLimits DecodeLimits(int max_rows, int max_context, int num_sms, int fixed_chunk = 0, int kv_heads = 8);
+DecodePlanLimits DecodeLimits(int max_rows, int max_context, int num_sms, int fixed_chunk = 0, int kv_heads = 8,
+                              int head_dim = 64);
 
 // Fills units[max_units] and splits[rows + 1] (first unit of each row; units of a row are consecutive, in KV order; the
 // last entry is the number of units). `kv_lengths` counts the new token; a row of length 0 gets no unit and its output

@@ -64,6 +64,7 @@ absl::Status PrefillAttention(const PrefillAttentionParams& params, const Launch
   PrefillLaunch launch;
   launch.params = params;
   launch.page_rows = page_rows;
+  launch.pages_per_block = static_cast<int>(kv.block_tokens) / page_rows;
   launch.scale_log2 = params.scale * 1.4426950408889634f;
   launch.items = params.num_tiles * params.q_heads;
   if (params.workspace != nullptr && params.workspace_bytes >= 2 * sizeof(int)) {

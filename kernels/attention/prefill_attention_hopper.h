@@ -15,6 +15,7 @@ struct PrefillLaunch {
   CUtensorMap q, k, v;
   PrefillAttentionParams params;
   float scale_log2 = 0;
+  int pages_per_block = 0;  // block_tokens / page_rows
   int page_rows = 0;        // divides block_tokens and kN
   int items = 0;            // num_tiles * q_heads
   int* counters = nullptr;  // [0] next item, [1] finished blocks; null: static schedule

@@ -1,5 +1,6 @@
-// Prefill attention for Hopper: one producer warp feeds K and V tiles by TMA (one box per page), kWarpgroups consumer
-// warpgroups of 64 query rows each do S = Q K^T, softmax in registers and O += P V with P as register operand.
+// Prefill attention for Hopper: producer threads hand out work and feed Q, K and V by TMA (one box per page),
+// kWarpgroups consumer warpgroups of 64 query rows each do S = Q K^T, softmax in registers and O += P V with P as
+// register operand.
 //
 // Work items are (tile, head), longest tiles first, heads innermost so that the heads of a group share K and V in L2.
 // Persistent blocks take items from a counter. Key tiles start at multiples of kN from position 0 in ascending order,
@@ -22,18 +23,26 @@
 
 namespace agentserve::kernels::cuda {
 
-template <int kHeadDim, int kWarpgroupCount, int kKeys, int kStageCount, int kPolynomial, bool kTurns>
+// How the warpgroups take turns at the tensor cores: not at all; each issues after the one before has issued; each
+// issues when the scores of the one before are complete.
+enum class PrefillTurns { kNone, kIssue, kScores };
+
+template <int kHeadDim, int kWarpgroupCount, int kQueryStages, int kStageCount, int kPolynomial, PrefillTurns kTurnMode,
+          int kPartCount>
 struct PrefillConfig {
   static constexpr int kD = kHeadDim;
   static constexpr int kWarpgroups = kWarpgroupCount;
   static constexpr int kM = 64 * kWarpgroups;
-  static constexpr int kN = kKeys;
+  static constexpr int kN = 128;  // a multiple of every page_rows
+  static constexpr int kQStages = kQueryStages;
+  static constexpr int kItems = 3;
   static constexpr int kStages = kStageCount;
   static constexpr int kPolyEvery = kPolynomial;
-  static constexpr bool kPingPong = kTurns;  // warpgroups issue their products in turn
+  static constexpr PrefillTurns kTurns = kTurnMode;
+  static constexpr int kParts = kPartCount;
   static constexpr int kThreads = 128 * (kWarpgroups + 1);
-  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 24 : 32;
-  static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 240 : 160;
+  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 232 : 160;
   static constexpr int kHalves = kD / 64;  // tiles are stored as halves of 64 columns, 128 bytes a row
   static constexpr int kQBytes = kM * kD * 2;
   static constexpr int kKvBytes = kN * kD * 2;
@@ -49,13 +58,25 @@ struct PrefillItem {
 
 template <typename C>
 struct alignas(1024) PrefillShared {
-  uint8_t q[2][C::kQBytes];
+  uint8_t q[C::kQStages][C::kQBytes];
   uint8_t k[C::kStages][C::kKvBytes];
   uint8_t v[C::kStages][C::kKvBytes];
-  PrefillItem items[2];
-  uint64_t q_full[2], q_empty[2];
+  PrefillItem items[C::kItems];
+  uint64_t item_full[C::kItems], item_empty[C::kItems];
+  uint64_t q_full[C::kQStages], q_empty[C::kQStages];
   uint64_t k_full[C::kStages], k_empty[C::kStages], v_full[C::kStages], v_empty[C::kStages];
 };
+
+// MbarrierWait without its trap, which would make ptxas ignore the consumers' larger register share. Gives up after
+// some seconds (a bug: the output is then wrong) instead of hanging the GPU.
+__device__ __forceinline__ void Wait(uint64_t* barrier, uint32_t phase) {
+  for (int i = 0; i < 1 << 24; ++i) {
+    if (MbarrierTryWait(barrier, phase)) return;
+  }
+}
+
+// The same value in all lanes, known as such to the compiler (addresses and loop bounds in uniform registers).
+__device__ __forceinline__ int Uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
 
 template <typename C>
 __device__ __forceinline__ PrefillItem DecodeItem(const PrefillLaunch& launch, int index) {
@@ -76,78 +97,89 @@ __device__ __forceinline__ PrefillItem DecodeItem(const PrefillLaunch& launch, i
   return item;
 }
 
-// Boxes of one K or V tile. Lane i of the warp knows the block of page i (-1 past the end: reads as zeros).
+// Walks the key tiles of one item and brings K or V of each into its ring; one thread. Straight code with the block ids
+// in registers: at 2 KB a box the rate of issue matters.
 template <typename C>
-__device__ __forceinline__ void LoadPages(const CUtensorMap& map, uint8_t* stage, uint64_t* barrier, int block, int row,
-                                          int pages, int page_bytes) {
-  for (int page = 0; page < pages; ++page) {
-    const int page_block = __shfl_sync(0xffffffffu, block, page);
-    const int page_row = __shfl_sync(0xffffffffu, row, page);
-    if (threadIdx.x % 32 == 0) {
+struct PageLoader {
+  static constexpr int kMaxPages = C::kN / 16;
+  const PrefillLaunch& launch;
+  const CUtensorMap& map;
+  uint8_t (&stages)[C::kStages][C::kKvBytes];
+  uint64_t (&full)[C::kStages];
+  uint64_t (&empty)[C::kStages];
+  RingPosition<C::kStages> at = {};
+
+  // Blocks of the pages of a tile; -1 past the end, which reads as zeros.
+  __device__ __forceinline__ void ReadBlocks(const int32_t* table, int first_page, int end_page, int pages,
+                                             int pages_per_block, int (&blocks)[kMaxPages]) {
 #pragma unroll
-      for (int half = 0; half < C::kHalves; ++half) {
-        TmaLoad3d(stage + half * (C::kN * 128) + page * page_bytes, &map, barrier, half * 64, page_row, page_block);
-      }
+    for (int i = 0; i < kMaxPages; ++i) {
+      const int page = first_page + i;
+      blocks[i] = -1;
+      if (i < pages && page < end_page) blocks[i] = table[pages_per_block == 1 ? page : page / pages_per_block];
     }
   }
-}
 
-// One warp.
+  __device__ __forceinline__ void Load(const PrefillItem& item) {
+    const PagedKv& kv = launch.params.kv;
+    const int page_rows = launch.page_rows, pages = C::kN / page_rows;
+    const int pages_per_block = launch.pages_per_block;
+    const int end_page = (item.position + item.rows + page_rows - 1) / page_rows;
+    const int32_t* table =
+        launch.params.block_tables + static_cast<int64_t>(item.sequence) * launch.params.table_stride;
+    const int head_row = item.kv_head * static_cast<int>(kv.block_tokens);
+    int blocks[kMaxPages];
+    ReadBlocks(table, 0, end_page, pages, pages_per_block, blocks);
+    for (int tile = 0; tile < item.key_tiles; ++tile) {
+      Wait(&empty[at.index], at.phase ^ 1);
+      MbarrierArriveExpect(&full[at.index], C::kKvBytes);
+      uint8_t* to = stages[at.index];
+#pragma unroll
+      for (int i = 0; i < kMaxPages; ++i) {
+        if (i >= pages) break;
+        const int row = pages_per_block == 1 ? head_row : head_row + (tile * pages + i) % pages_per_block * page_rows;
+#pragma unroll
+        for (int half = 0; half < C::kHalves; ++half) {
+          TmaLoad3d(to + half * (C::kN * 128) + i * page_rows * 128, &map, &full[at.index], half * 64, row, blocks[i]);
+        }
+      }
+      ReadBlocks(table, (tile + 1) * pages, end_page, pages, pages_per_block, blocks);
+      at.Advance();
+    }
+  }
+};
+
+// One thread: hands out the items, one ahead, and loads Q.
 template <typename C>
-__device__ __forceinline__ void Produce(const PrefillLaunch& launch, PrefillShared<C>& shared) {
-  const PrefillAttentionParams& p = launch.params;
-  const int lane = threadIdx.x % 32;
-  const int block_tokens = static_cast<int>(p.kv.block_tokens);
-  const int pages = C::kN / launch.page_rows, page_bytes = launch.page_rows * 128;
-  RingPosition<2> q_at;
-  RingPosition<C::kStages> at;
+__device__ __forceinline__ void ProduceItems(const PrefillLaunch& launch, PrefillShared<C>& shared) {
+  RingPosition<C::kQStages> q_at;
+  RingPosition<C::kItems> item_at;
   int next = blockIdx.x;
   for (int round = 1;; ++round) {
     const PrefillItem item = DecodeItem<C>(launch, next);
-    MbarrierWait(&shared.q_empty[q_at.index], q_at.phase ^ 1);
-    if (lane == 0) {
-      shared.items[q_at.index] = item;
-      if (item.key_tiles == 0) {
-        MbarrierArrive(&shared.q_full[q_at.index]);
-      } else {
-        MbarrierArriveExpect(&shared.q_full[q_at.index], C::kQBytes);
-#pragma unroll
-        for (int half = 0; half < C::kHalves; ++half) {
-          TmaLoad3d(shared.q[q_at.index] + half * (C::kM * 128), &launch.q, &shared.q_full[q_at.index], half * 64,
-                    item.head, item.row0);
-        }
-      }
-    }
+    Wait(&shared.item_empty[item_at.index], item_at.phase ^ 1);
+    shared.items[item_at.index] = item;
+    MbarrierArrive(&shared.item_full[item_at.index]);
     if (item.key_tiles == 0) break;
+    Wait(&shared.q_empty[q_at.index], q_at.phase ^ 1);
+    MbarrierArriveExpect(&shared.q_full[q_at.index], C::kQBytes);
+#pragma unroll
+    for (int half = 0; half < C::kHalves; ++half) {
+      TmaLoad3d(shared.q[q_at.index] + half * (C::kM * 128), &launch.q, &shared.q_full[q_at.index], half * 64,
+                item.head, item.row0);
+    }
     q_at.Advance();
+    item_at.Advance();
     if (launch.counters != nullptr) {
-      if (lane == 0) next = atomicAdd(&launch.counters[0], 1) + static_cast<int>(gridDim.x);
-      next = __shfl_sync(0xffffffffu, next, 0);
+      next = atomicAdd(&launch.counters[0], 1) + static_cast<int>(gridDim.x);
     } else {
       // Back and forth, so that the blocks with the longest tile of one round get the shortest of the next.
       const int column = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
       next = round * static_cast<int>(gridDim.x) + column;
     }
-    const int32_t* table = p.block_tables + static_cast<int64_t>(item.sequence) * p.table_stride;
-    const int end = item.position + item.rows;
-    for (int tile = 0; tile < item.key_tiles; ++tile) {
-      const int key = tile * C::kN + lane * launch.page_rows;
-      const bool used = lane < pages && key < end;
-      const int block = used ? table[key / block_tokens] : -1;
-      const int row = item.kv_head * block_tokens + key % block_tokens;
-      MbarrierWait(&shared.k_empty[at.index], at.phase ^ 1);
-      if (lane == 0) MbarrierArriveExpect(&shared.k_full[at.index], C::kKvBytes);
-      __syncwarp();
-      LoadPages<C>(launch.k, shared.k[at.index], &shared.k_full[at.index], block, row, pages, page_bytes);
-      MbarrierWait(&shared.v_empty[at.index], at.phase ^ 1);
-      if (lane == 0) MbarrierArriveExpect(&shared.v_full[at.index], C::kKvBytes);
-      __syncwarp();
-      LoadPages<C>(launch.v, shared.v[at.index], &shared.v_full[at.index], block, row, pages, page_bytes);
-      at.Advance();
-    }
   }
   // The last block to finish leaves the counters zero.
-  if (launch.counters != nullptr && lane == 0) {
+  if (launch.counters != nullptr) {
     __threadfence();
     if (atomicAdd(&launch.counters[1], 1) == static_cast<int>(gridDim.x) - 1) {
       atomicExch(&launch.counters[0], 0);
@@ -156,37 +188,39 @@ __device__ __forceinline__ void Produce(const PrefillLaunch& launch, PrefillShar
   }
 }
 
-// What a consumer warpgroup knows of its 64 rows.
-struct WarpgroupRows {
-  int last_key[2];  // of this thread's rows; later keys are masked
-  int unmasked;     // key tiles below this one need no mask
-  int tiles;        // key tiles with anything visible, at least 1
+// One thread each for K and V.
+template <typename C>
+__device__ __forceinline__ void ProducePages(PrefillShared<C>& shared, PageLoader<C> loader) {
+  RingPosition<C::kItems> item_at;
+  while (true) {
+    Wait(&shared.item_full[item_at.index], item_at.phase);
+    const PrefillItem item = shared.items[item_at.index];
+    if (item.key_tiles == 0) break;
+    MbarrierArrive(&shared.item_empty[item_at.index]);
+    loader.Load(item);
+    item_at.Advance();
+  }
+}
+
+// What a consumer warpgroup of 64 rows does of an item.
+struct WarpgroupTiles {
+  int unmasked;  // key tiles below this one need no mask
+  int count;     // key tiles with anything visible, at least 1
 };
 
 template <typename C>
-__device__ __forceinline__ WarpgroupRows RowsOf(const PrefillItem& item, int warpgroup) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
+__device__ __forceinline__ WarpgroupTiles TilesOf(const PrefillItem& item, int warpgroup) {
   // A warpgroup without rows computes one tile for nothing, so that all run the same code.
-  const int first = warpgroup * 64, count = min(64, item.rows - first), end = item.position + item.rows;
-  WarpgroupRows rows;
-  rows.last_key[0] = min(item.position + first + warp * 16 + lane / 4, end - 1);
-  rows.last_key[1] = min(item.position + first + warp * 16 + lane / 4 + 8, end - 1);
-  rows.unmasked = (item.position + first + 1) / C::kN;
-  rows.tiles = count <= 0 ? 1 : (item.position + first + count - 1) / C::kN + 1;
-  return rows;
+  const int first = item.position + warpgroup * 64, rows = min(64, item.rows - warpgroup * 64);
+  return {(first + 1) / C::kN, rows <= 0 ? 1 : (first + rows - 1) / C::kN + 1};
 }
 
-// Keys past the row's own position become -infinity.
-template <typename C>
-__device__ __forceinline__ void Mask(float (&s)[C::kN / 2], const WarpgroupRows& rows, int key0) {
-  const int column = key0 + threadIdx.x % 4 * 2;
-#pragma unroll
-  for (int j = 0; j < C::kN / 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (column + 8 * j + i % 2 > rows.last_key[i / 2]) s[4 * j + i] = -INFINITY;
-    }
-  }
+// Last position that this thread's two rows see, the first one's and the second's. Rows past the end see what the last
+// valid one does.
+__device__ __forceinline__ void LastKeys(const PrefillItem& item, int warpgroup, int (&last)[2]) {
+  const int row = static_cast<int>(threadIdx.x) % 128 / 32 * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
+  last[0] = item.position + min(warpgroup * 64 + row, item.rows - 1);
+  last[1] = item.position + min(warpgroup * 64 + row + 8, item.rows - 1);
 }
 
 // Values past the end of the sequence in its last page may be anything, NaN too, and 0 * NaN would reach every row.
@@ -260,7 +294,7 @@ __device__ __forceinline__ void StoreOutput(const PrefillAttentionParams& p, con
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const int at = 4 * (4 * group + j) + 2 * half;
-        word[j] = PackPair(o[at] * inverse, o[at + 1] * inverse);
+        word[j] = PackBf16(o[at] * inverse, o[at + 1] * inverse);
       }
       const uint4 vector = TransposeQuad(word);
       if (row < item.rows) *reinterpret_cast<uint4*>(to + group * 32) = vector;
@@ -268,15 +302,14 @@ __device__ __forceinline__ void StoreOutput(const PrefillAttentionParams& p, con
   }
 }
 
-// Turns: warpgroup w issues its products only after warpgroup w - 1 has issued, so that they stay out of phase and one
-// computes powers while another uses the tensor cores.
+// Turns keep the warpgroups out of phase, so that one computes powers while another uses the tensor cores.
 template <typename C>
 __device__ __forceinline__ void TakeTurn(int warpgroup) {
-  if constexpr (C::kPingPong) NamedBarrierSync(1 + warpgroup, 256);
+  if constexpr (C::kTurns != PrefillTurns::kNone) NamedBarrierSync(1 + warpgroup, 256);
 }
 template <typename C>
 __device__ __forceinline__ void PassTurn(int warpgroup) {
-  if constexpr (C::kPingPong) NamedBarrierArrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
+  if constexpr (C::kTurns != PrefillTurns::kNone) NamedBarrierArrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
 }
 
 template <typename C>
@@ -291,59 +324,76 @@ struct Consumer {
     if (threadIdx.x % 32 == 0) MbarrierArrive(barrier);
   }
 
-  // Probabilities of the scores in s, and the values of `tile` in place.
-  __device__ __forceinline__ void Weigh(const PrefillItem& item, const WarpgroupRows& rows, int tile, bool masked,
-                                        uint32_t stage, uint32_t phase, float (&s)[C::kN / 2], SoftmaxState& state,
-                                        uint32_t (&p)[C::kN / 16][4], float (&o)[C::kD / 2]) {
+  // Probabilities of the scores in s, and the values of `tile` in place. The item stays in shared memory: registers are
+  // short, and few steps are masked.
+  __device__ __forceinline__ void Weigh(const PrefillItem& item, int tile, bool masked, uint32_t stage, uint32_t phase,
+                                        float (&s)[C::kN / 2], SoftmaxState& state, uint32_t (&p)[C::kN / 16][4],
+                                        float (&o)[C::kD / 2]) {
+    int limit[2] = {0, 0};
     if (masked) {
-      Mask<C>(s, rows, tile * C::kN);
-      SoftmaxStep<C::kN, C::kD, C::kPolyEvery, true>(s, launch.scale_log2, tile == 0, state, p, o);
-    } else {
-      SoftmaxStep<C::kN, C::kD, C::kPolyEvery, false>(s, launch.scale_log2, tile == 0, state, p, o);
+      LastKeys(item, warpgroup, limit);
+      const int column = tile * C::kN + static_cast<int>(threadIdx.x) % 4 * 2;
+      limit[0] -= column;
+      limit[1] -= column;
     }
-    MbarrierWait(&shared.v_full[stage], phase);
-    const int rest = item.position + item.rows - tile * C::kN, page_rows = launch.page_rows;
-    if (masked && rest < C::kN && rest % page_rows != 0) {
-      ClearValues<C>(shared.v[stage], rest, rest + page_rows - rest % page_rows, warpgroup);
+    SoftmaxStep<C::kN, C::kD, C::kPolyEvery, C::kParts>(s, launch.scale_log2, tile == 0, masked, limit, state, p, o);
+    Wait(&shared.v_full[stage], phase);
+    if (masked) {
+      const int rest = Uniform(item.position + item.rows) - tile * C::kN, page_rows = launch.page_rows;
+      if (rest < C::kN && rest % page_rows != 0) {
+        ClearValues<C>(shared.v[stage], rest, rest + page_rows - rest % page_rows, warpgroup);
+      }
     }
   }
 
-  // All key tiles of one item; q is released after its last use.
-  __device__ __forceinline__ void Run(const PrefillItem& item, const uint8_t* q, uint64_t* q_empty) {
-    const WarpgroupRows rows = RowsOf<C>(item, warpgroup);
+  // Waits for the products just issued, all but the last kPending groups, if the next warpgroup's turn depends on them.
+  template <int kPending>
+  __device__ __forceinline__ void EndTurn() {
+    if constexpr (C::kTurns == PrefillTurns::kScores) WgmmaWait<kPending>();
+    PassTurn<C>(warpgroup);
+  }
+
+  // All key tiles of an item.
+  __device__ __forceinline__ void Run(const PrefillItem& item, const uint8_t* q_tile, uint64_t* q_full,
+                                      uint32_t q_phase, uint64_t* q_empty) {
+    const uint8_t* q = q_tile + warpgroup * 8192;
+    const int position = Uniform(item.position), count = Uniform(item.rows), key_tiles = Uniform(item.key_tiles);
+    const WarpgroupTiles tiles = TilesOf<C>({.rows = count, .position = position}, warpgroup);
     float s[C::kN / 2], o[C::kD / 2];
     uint32_t p[C::kN / 16][4];
     SoftmaxState state = {{0, 0}, {0, 0}};
 #pragma unroll
     for (int i = 0; i < C::kD / 2; ++i) o[i] = 0;
 
-    MbarrierWait(&shared.k_full[at.index], at.phase);
+    Wait(q_full, q_phase);
+    Wait(&shared.k_full[at.index], at.phase);
     TakeTurn<C>(warpgroup);
     KeepInRegisters(s);
     KeepInRegisters(o);
     WgmmaFence();
     IssueScores<C>(q, shared.k[at.index], s);
     WgmmaCommit();
-    PassTurn<C>(warpgroup);
+    EndTurn<0>();
     // Invariant: the scores of `tile` are in flight, and the values of the tile before.
-    for (int tile = 0; tile < rows.tiles - 1; ++tile) {
+    for (int tile = 0; tile < tiles.count - 1; ++tile) {
       const uint32_t stage = at.index, phase = at.phase;
       at.Advance();
       WgmmaWait<0>();
       KeepInRegisters(s);
       KeepInRegisters(o);
       Release(&shared.k_empty[stage]);
-      if (tile > 0) Release(&shared.v_empty[(stage + C::kStages - 1) % C::kStages]);
-      Weigh(item, rows, tile, tile >= rows.unmasked, stage, phase, s, state, p, o);
-      MbarrierWait(&shared.k_full[at.index], at.phase);
+      if (tile > 0) Release(&shared.v_empty[stage == 0 ? C::kStages - 1 : stage - 1]);
+      Weigh(item, tile, tile >= tiles.unmasked, stage, phase, s, state, p, o);
+      Wait(&shared.k_full[at.index], at.phase);
       TakeTurn<C>(warpgroup);
       KeepInRegisters(s);
       KeepInRegisters(o);
       WgmmaFence();
-      IssueValues<C>(p, shared.v[stage], o);
       IssueScores<C>(q, shared.k[at.index], s);
       WgmmaCommit();
-      PassTurn<C>(warpgroup);
+      IssueValues<C>(p, shared.v[stage], o);
+      WgmmaCommit();
+      EndTurn<1>();
     }
     const uint32_t stage = at.index, phase = at.phase;
     at.Advance();
@@ -352,21 +402,21 @@ struct Consumer {
     KeepInRegisters(o);
     Release(q_empty);
     Release(&shared.k_empty[stage]);
-    if (rows.tiles > 1) Release(&shared.v_empty[(stage + C::kStages - 1) % C::kStages]);
-    Weigh(item, rows, rows.tiles - 1, true, stage, phase, s, state, p, o);
+    if (tiles.count > 1) Release(&shared.v_empty[stage == 0 ? C::kStages - 1 : stage - 1]);
+    Weigh(item, tiles.count - 1, true, stage, phase, s, state, p, o);
     TakeTurn<C>(warpgroup);
     KeepInRegisters(o);
     WgmmaFence();
     IssueValues<C>(p, shared.v[stage], o);
     WgmmaCommit();
-    PassTurn<C>(warpgroup);
+    EndTurn<0>();
     WgmmaWait<0>();
     KeepInRegisters(o);
     Release(&shared.v_empty[stage]);
     // Tiles that only later warpgroups see.
-    for (int tile = rows.tiles; tile < item.key_tiles; ++tile) {
-      MbarrierWait(&shared.k_full[at.index], at.phase);
-      MbarrierWait(&shared.v_full[at.index], at.phase);
+    for (int tile = tiles.count; tile < key_tiles; ++tile) {
+      Wait(&shared.k_full[at.index], at.phase);
+      Wait(&shared.v_full[at.index], at.phase);
       __syncwarp();
       Release(&shared.k_empty[at.index]);
       Release(&shared.v_empty[at.index]);
@@ -387,9 +437,13 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
     TmaPrefetchMap(&launch.q);
     TmaPrefetchMap(&launch.k);
     TmaPrefetchMap(&launch.v);
-    for (int i = 0; i < 2; ++i) {
+    for (int i = 0; i < C::kQStages; ++i) {
       MbarrierInit(&shared.q_full[i], 1);
       MbarrierInit(&shared.q_empty[i], 4 * C::kWarpgroups);
+    }
+    for (int i = 0; i < C::kItems; ++i) {
+      MbarrierInit(&shared.item_full[i], 1);
+      MbarrierInit(&shared.item_empty[i], 4 * C::kWarpgroups + 2);  // consumer warps, the threads that load K and V
     }
     for (int i = 0; i < C::kStages; ++i) {
       MbarrierInit(&shared.k_full[i], 1);
@@ -402,21 +456,28 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
   __syncthreads();
   PdlWait();
   PdlTrigger();
-  if (threadIdx.x < 128) {
+  const int role = Uniform(static_cast<int>(threadIdx.x) / 128);
+  if (role == 0) {
     RegistersDecrease<C::kProducerRegisters>();
-    if (threadIdx.x < 32) Produce<C>(launch, shared);
+    if (threadIdx.x == 0) ProducePages<C>(shared, {launch, launch.k, shared.k, shared.k_full, shared.k_empty});
+    if (threadIdx.x == 32) ProducePages<C>(shared, {launch, launch.v, shared.v, shared.v_full, shared.v_empty});
+    if (threadIdx.x == 64) ProduceItems<C>(launch, shared);
   } else {
     RegistersIncrease<C::kConsumerRegisters>();
-    const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
+    const int warpgroup = role - 1;
     if (warpgroup == C::kWarpgroups - 1) PassTurn<C>(warpgroup);
     Consumer<C> consumer{launch, shared, warpgroup};
-    RingPosition<2> q_at;
+    RingPosition<C::kQStages> q_at;
+    RingPosition<C::kItems> item_at;
     while (true) {
-      MbarrierWait(&shared.q_full[q_at.index], q_at.phase);
-      const PrefillItem item = shared.items[q_at.index];
-      if (item.key_tiles == 0) break;
-      consumer.Run(item, shared.q[q_at.index] + warpgroup * 8192, &shared.q_empty[q_at.index]);
+      Wait(&shared.item_full[item_at.index], item_at.phase);
+      const PrefillItem& item = shared.items[item_at.index];
+      if (Uniform(item.key_tiles) == 0) break;
+      consumer.Run(item, shared.q[q_at.index], &shared.q_full[q_at.index], q_at.phase, &shared.q_empty[q_at.index]);
+      __syncwarp();
+      consumer.Release(&shared.item_empty[item_at.index]);
       q_at.Advance();
+      item_at.Advance();
     }
   }
 }

@@ -1,13 +1,17 @@
 // Running softmax on wgmma accumulators without a maximum per step.
 //
-// Each row keeps a reference r: the maximum over its first key tile. Probabilities are 2^(s - r) with s in log2 units
-// and may exceed 1; bf16 has fp32's range, so only overflow matters. The row's partial sums tell: a step in which one
-// of them passes kGrowthLimit moves r to the maximum so far and rescales, as the usual algorithm does at every step.
-// All decisions are made per row from the row's own scores; a warp whose rows all stay (nearly always) skips the
-// maxima, shuffles and rescaling.
+// Each row keeps a reference r: the maximum over its first keys, rounded up to an integer. Probabilities are 2^(s - r)
+// with s in log2 units and may exceed 1; bf16 has fp32's range, so only overflow matters. The row's partial sums tell:
+// columns in which one of them passes kGrowthLimit move r to their maximum and rescale what came before, as the usual
+// algorithm does at every step. The factor is a power of two, so rescaling is exact. All decisions are made per row
+// from the row's own scores; a warp whose rows all stay (nearly always) skips the maxima, shuffles and rescaling.
+//
+// A step is worked off in parts of kN / kParts columns: scores are dead after their part, which saves registers.
 #pragma once
 
 #include <cstdint>
+
+#include "kernels/tile/vec.cuh"
 
 namespace agentserve::kernels::cuda {
 
@@ -30,12 +34,6 @@ __device__ __forceinline__ float Exp2Polynomial(float y) {
   return __int_as_float(__float_as_int(power) + (__float_as_int(shifted) << 23));
 }
 
-__device__ __forceinline__ uint32_t PackPair(float low, float high) {
-  uint32_t pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-
 // Two rows of a thread: half 0 is row l / 4 of the warp's 16, half 1 is + 8.
 struct SoftmaxState {
   float reference[2];  // log2 units
@@ -50,16 +48,16 @@ __device__ __forceinline__ constexpr bool ByPolynomial(int group) {
   return group % (kPolyEvery == 0 ? 1 : kPolyEvery) == (kPolyEvery == 0 ? 0 : kPolyEvery - 1);
 }
 
-// p = 2^(s scale - reference) packed as A operands, step sums in `sum`. With kMasked scores of -infinity give 0
-// exactly.
-template <int kN, int kPolyEvery, bool kMasked>
-__device__ __forceinline__ void Powers(const float (&s)[kN / 2], float scale_log2, const float (&reference)[2],
-                                       uint32_t (&p)[kN / 16][4], float (&sum)[2]) {
+// p = 2^(s scale - reference) packed as A operands for column groups [begin, end), sums of them in `sum`. A score of
+// -infinity gives 0, by polynomial 2^-126: next to nothing in the sum, but ClearMasked removes it from p.
+template <int kN, int kPolyEvery>
+__device__ __forceinline__ void Powers(const float (&s)[kN / 2], int begin, int end, float scale_log2,
+                                       const float (&reference)[2], uint32_t (&p)[kN / 16][4], float (&sum)[2]) {
   const float poly_scale = scale_log2 * (1.0f / 252.0f);
   const float poly_offset[2] = {0.5f - reference[0] * (1.0f / 252.0f), 0.5f - reference[1] * (1.0f / 252.0f)};
   sum[0] = sum[1] = 0;
 #pragma unroll
-  for (int j = 0; j < kN / 8; ++j) {
+  for (int j = begin; j < end; ++j) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float x[2];
@@ -68,62 +66,109 @@ __device__ __forceinline__ void Powers(const float (&s)[kN / 2], float scale_log
         const float score = s[4 * j + 2 * half + i];
         if (ByPolynomial<kPolyEvery>(j)) {
           x[i] = Exp2Polynomial(__saturatef(fmaf(score, poly_scale, poly_offset[half])));
-          if (kMasked && score == -INFINITY) x[i] = 0;
         } else {
           x[i] = Exp2Unit(fmaf(score, scale_log2, -reference[half]));
         }
         sum[half] += x[i];
       }
-      p[j / 2][j % 2 * 2 + half] = PackPair(x[0], x[1]);
+      p[j / 2][j % 2 * 2 + half] = PackBf16(x[0], x[1]);
     }
   }
 }
 
-// Sets the references of rows that are new (first) or have grown too much, and rescales their sums and outputs.
+// Scores at columns (8 j + 2 t + i, for lane t of a quad) past limit[half] become -infinity.
+template <int kN>
+__device__ __forceinline__ void MaskScores(float (&s)[kN / 2], const int (&limit)[2]) {
+#pragma unroll
+  for (int j = 0; j < kN / 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (8 * j + i % 2 > limit[i / 2]) s[4 * j + i] = -INFINITY;
+    }
+  }
+}
+// Exact zeros where the polynomial gave 2^-126.
+template <int kN, int kPolyEvery>
+__device__ __forceinline__ void ClearMasked(uint32_t (&p)[kN / 16][4], const int (&limit)[2]) {
+#pragma unroll
+  for (int j = 0; j < kN / 8; ++j) {
+    if (!ByPolynomial<kPolyEvery>(j)) continue;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t& pair = p[j / 2][j % 2 * 2 + half];
+      if (8 * j > limit[half]) pair = 0;
+      if (8 * j + 1 > limit[half]) pair &= 0xffffu;
+    }
+  }
+}
+
+// The reference for a row's scores of column groups [begin, end), known to its quad.
+template <int kN>
+__device__ __forceinline__ float RowReference(const float (&s)[kN / 2], int begin, int end, int half,
+                                              float scale_log2) {
+  float most = -INFINITY;
+#pragma unroll
+  for (int j = begin; j < end; ++j) most = fmaxf(most, fmaxf(s[4 * j + 2 * half], s[4 * j + 2 * half + 1]));
+  most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+  most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+  return ceilf(most * scale_log2);
+}
+
+// Both of a pair times the same power of two.
+__device__ __forceinline__ uint32_t ScalePair(uint32_t pair, float factor) {
+  return PackBf16(Bf16Low(pair) * factor, Bf16High(pair) * factor);
+}
+
+// Moves the references of the rows whose sums over [begin, end) show too much growth; rescales their sums, outputs and
+// probabilities before `begin`.
 template <int kN, int kD>
-__device__ __forceinline__ void MoveReference(const float (&s)[kN / 2], float scale_log2, bool first,
-                                              const float (&step_sum)[2], SoftmaxState& state, float (&o)[kD / 2]) {
+__device__ __forceinline__ void MoveReference(const float (&s)[kN / 2], int begin, int end, float scale_log2,
+                                              const float (&part_sum)[2], SoftmaxState& state,
+                                              uint32_t (&p)[kN / 16][4], float (&o)[kD / 2]) {
+  float factor[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float most = -INFINITY;
-#pragma unroll
-    for (int j = 0; j < kN / 8; ++j) most = fmaxf(most, fmaxf(s[4 * j + 2 * half], s[4 * j + 2 * half + 1]));
-    float peak = step_sum[half];
-    // A quad shares two rows.
-#pragma unroll
-    for (int lane = 1; lane <= 2; lane *= 2) {
-      most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, lane));
-      peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, lane));
-    }
-    if (!first && peak <= kGrowthLimit) continue;
-    const float next = most * scale_log2;
-    const float factor = first ? 0.0f : Exp2Unit(state.reference[half] - next);
+    float peak = part_sum[half];
+    peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 1));
+    peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 2));
+    const float most = RowReference<kN>(s, begin, end, half, scale_log2);
+    const float next = peak > kGrowthLimit ? most : state.reference[half];
+    factor[half] = peak > kGrowthLimit ? Exp2Unit(state.reference[half] - next) : 1.0f;
     state.reference[half] = next;
-    state.sum[half] *= factor;
-#pragma unroll
-    for (int n = 0; n < kD / 8; ++n) {
-      o[4 * n + 2 * half] *= factor;
-      o[4 * n + 2 * half + 1] *= factor;
-    }
+    state.sum[half] *= factor[half];
   }
+#pragma unroll
+  for (int i = 0; i < kD / 2; ++i) o[i] *= factor[i / 2 % 2];
+#pragma unroll
+  for (int i = 0; i < 2 * begin; ++i) p[i / 4][i % 4] = ScalePair(p[i / 4][i % 4], factor[i % 2]);
 }
 
-// One step: scores (masked ones -infinity) to probabilities. The caller guarantees that no wgmma in flight uses o or p.
-template <int kN, int kD, int kPolyEvery, bool kMasked>
-__device__ __forceinline__ void SoftmaxStep(const float (&s)[kN / 2], float scale_log2, bool first, SoftmaxState& state,
-                                            uint32_t (&p)[kN / 16][4], float (&o)[kD / 2]) {
-  float sum[2] = {0, 0};
-  bool move = first;
-  if (!first) {
-    Powers<kN, kPolyEvery, kMasked>(s, scale_log2, state.reference, p, sum);
-    move = __any_sync(0xffffffffu, !(fmaxf(sum[0], sum[1]) <= kGrowthLimit));
+// One step: scores to probabilities; with `masked`, columns past `limit` count nothing. The caller guarantees that no
+// wgmma in flight uses o or p. `first` is the step of key 0, which every row sees: its maximum is finite.
+template <int kN, int kD, int kPolyEvery, int kParts>
+__device__ __forceinline__ void SoftmaxStep(float (&s)[kN / 2], float scale_log2, bool first, bool masked,
+                                            const int (&limit)[2], SoftmaxState& state, uint32_t (&p)[kN / 16][4],
+                                            float (&o)[kD / 2]) {
+  constexpr int kGroups = kN / 8 / kParts;
+  if (masked) MaskScores<kN>(s, limit);
+  if (first) {
+    state.reference[0] = RowReference<kN>(s, 0, kGroups, 0, scale_log2);
+    state.reference[1] = RowReference<kN>(s, 0, kGroups, 1, scale_log2);
   }
-  if (move) {
-    MoveReference<kN, kD>(s, scale_log2, first, sum, state, o);
-    Powers<kN, kPolyEvery, kMasked>(s, scale_log2, state.reference, p, sum);
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    const int begin = part * kGroups, end = begin + kGroups;
+    float sum[2];
+    while (true) {
+      Powers<kN, kPolyEvery>(s, begin, end, scale_log2, state.reference, p, sum);
+      // After a move every sum is at most kN: no third turn. (NaN compares false.)
+      if (!__any_sync(0xffffffffu, fmaxf(sum[0], sum[1]) > kGrowthLimit)) break;
+      MoveReference<kN, kD>(s, begin, end, scale_log2, sum, state, p, o);
+    }
+    state.sum[0] += sum[0];
+    state.sum[1] += sum[1];
   }
-  state.sum[0] += sum[0];
-  state.sum[1] += sum[1];
+  if (kPolyEvery > 0 && masked) ClearMasked<kN, kPolyEvery>(p, limit);
 }
 
 }  // namespace agentserve::kernels::cuda

@@ -8,16 +8,10 @@
 #include <cstdint>
 
 #include "kernels/attention/paged_kv.h"
+#include "kernels/tile/vec.cuh"
 
 namespace agentserve::kernels::cuda {
 
-// To bf16 and back: one rounding.
-__device__ __forceinline__ float RoundBf16(float value) { return __bfloat162float(__float2bfloat16_rn(value)); }
-
-__device__ __forceinline__ uint32_t PackBf16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
 __device__ __forceinline__ float2 UnpackBf16(uint32_t pair) {
   return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
 }

@@ -1,7 +1,8 @@
 // Times Linear's candidates per shape against cublasLt with a separate epilogue, in one run: a table, and JSON with
 // --json.
 //
-// Each timing replays a graph of calls that rotate through weights and activations beyond the L2 cache; random data.
+// Each timing replays a graph of calls that rotate through weights and activations beyond the L2 cache; random data. Up
+// to 512 rows our kernels are launched with PDL, as the executor does in decode.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -97,34 +98,31 @@ class Bench {
     return p;
   }
 
-  // Microseconds per call of `run(params, context)`; negative if it fails.
+  // A graph of calls of `run(params, context)`; null if it fails.
   template <typename Run>
-  double Time(const Layer& layer, int m, double guess_us, Run run) {
-    const LaunchContext context{stream_, false, 132};
-    if (!run(Params(layer, m, 0), context).ok()) return -1;
-    const int calls = std::clamp(static_cast<int>(2000 / guess_us), 3, 60);
+  cudaGraphExec_t Capture(const Layer& layer, int m, int calls, bool pdl, Run run) {
+    const LaunchContext context{stream_, pdl, 132};
+    if (!run(Params(layer, m, 0), context).ok()) return nullptr;
     cudaGraph_t graph;
     cudaGraphExec_t exec;
     Must(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    for (int i = 0; i < calls; ++i) {
-      if (!run(Params(layer, m, i), context).ok()) return -1;
-    }
+    bool good = true;
+    for (int i = 0; i < calls; ++i) good = good && run(Params(layer, m, i), context).ok();
     Must(cudaStreamEndCapture(stream_, &graph));
+    if (!good) return nullptr;
     Must(cudaGraphInstantiate(&exec, graph, 0));
-    double best[3];
-    for (int i = 0; i < 4; ++i) {
-      Must(cudaEventRecord(begin_, stream_));
-      Must(cudaGraphLaunch(exec, stream_));
-      Must(cudaEventRecord(end_, stream_));
-      Must(cudaEventSynchronize(end_));
-      float ms = 0;
-      Must(cudaEventElapsedTime(&ms, begin_, end_));
-      if (i > 0) best[i - 1] = ms * 1e3 / calls;
-    }
-    Must(cudaGraphExecDestroy(exec));
     Must(cudaGraphDestroy(graph));
-    std::sort(best, best + 3);
-    return best[1];
+    return exec;
+  }
+
+  double Replay(cudaGraphExec_t exec) {
+    Must(cudaEventRecord(begin_, stream_));
+    Must(cudaGraphLaunch(exec, stream_));
+    Must(cudaEventRecord(end_, stream_));
+    Must(cudaEventSynchronize(end_));
+    float ms = 0;
+    Must(cudaEventElapsedTime(&ms, begin_, end_));
+    return ms * 1e3;
   }
 
  private:
@@ -145,46 +143,92 @@ absl::Status PlainProduct(const LinearParams& p, const LaunchContext& context) {
   return CublasLtGemm(gemm, context.stream);
 }
 
+// A candidate: its graph and times in microseconds a call.
 struct Row {
   std::string plan;
-  double us;
+  cudaGraphExec_t exec = nullptr;
+  std::vector<double> times;
+  double us = -1;
 };
 
-void RunShape(Bench* bench, const Layer& layer, int m, bool json) {
-  const double flops = 2.0 * m * layer.n * layer.k, guess = std::max(4.0, flops / 600e6);
-  const double plain = bench->Time(layer, m, guess, PlainProduct);
-  const double library = bench->Time(layer, m, guess, LibraryLinear);
-  const double shipped = bench->Time(layer, m, guess, Linear);
-  std::vector<Row> rows;
-  for (int tile = 0; tile < static_cast<int>(TileShape::kCount); ++tile) {
-    for (int splits : {1, 2, 3, 4}) {
-      const TilePlan plan{static_cast<TileShape>(tile), splits};
-      if (!TileSupports(bench->Params(layer, m, 0), plan) || (splits > 1 && m > 512)) continue;
-      const double us = bench->Time(layer, m, guess, [&](const LinearParams& p, const LaunchContext& context) {
-        return TileLinear(p, plan, context);
-      });
-      rows.push_back({std::string(TileShapeName(plan.shape)) + (splits > 1 ? "/" + std::to_string(splits) : ""), us});
+class ShapeBench {
+ public:
+  ShapeBench(Bench* bench, const Layer& layer, int m) : bench_(*bench), layer_(layer), m_(m) {
+    flops_ = 2.0 * m * layer.n * layer.k;
+    calls_ = std::clamp(static_cast<int>(1500 / std::max(4.0, flops_ / 600e6)), 2, 60);
+    const bool few = m <= 512;
+    Add("cublasLt", false, PlainProduct);
+    Add("+epilogue", few, LibraryLinear);
+    Add("shipped", few, Linear);
+    Add("invariant", few, [](LinearParams p, const LaunchContext& context) {
+      p.mode = LinearMode::kInvariant;
+      return Linear(p, context);
+    });
+    for (int tile = 0; tile < static_cast<int>(TileShape::kCount); ++tile) {
+      for (int splits : {1, 2, 4}) AddTile({static_cast<TileShape>(tile), splits}, few);
     }
   }
-  std::sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) { return a.us < b.us; });
-  const char* name = LinearPlanName(bench->Params(layer, m, 0), {});
-  if (json) {
-    std::printf(
-        "{\"layer\": \"%s\", \"m\": %d, \"n\": %d, \"k\": %d, \"cublaslt_us\": %.2f, \"cublaslt_epilogue_us\": %.2f, "
-        "\"shipped\": \"%s\", \"shipped_us\": %.2f, \"tiles\": {",
-        layer.name, m, layer.n, layer.k, plain, library, name, shipped);
-    for (size_t i = 0; i < rows.size(); ++i) {
-      std::printf("%s\"%s\": %.2f", i == 0 ? "" : ", ", rows[i].plan.c_str(), rows[i].us);
-    }
-    std::printf("}}\n");
-    return;
+  ~ShapeBench() {
+    for (Row& row : rows_) Must(cudaGraphExecDestroy(row.exec));
   }
-  std::printf("%-10s %5d | lt %7.1f (%3.0f T) +ep %7.1f | shipped %7.1f %.2fx %s |", layer.name, m, plain,
-              flops / plain / 1e6, library, shipped, library / shipped, name);
-  for (const Row& row : rows) std::printf(" %s %.1f (%.0f T)", row.plan.c_str(), row.us, flops / row.us / 1e6);
-  std::printf("\n");
-  std::fflush(stdout);
-}
+
+  // Candidates take turns, so that clocks and temperature are shared; medians of three, after one turn to warm up.
+  void Run() {
+    for (int turn = 0; turn < 4; ++turn) {
+      for (Row& row : rows_) {
+        const double us = bench_.Replay(row.exec) / calls_;
+        if (turn > 0) row.times.push_back(us);
+      }
+    }
+    for (Row& row : rows_) {
+      std::sort(row.times.begin(), row.times.end());
+      row.us = row.times[1];
+    }
+  }
+
+  void Print(bool json) {
+    const char* name = LinearPlanName(bench_.Params(layer_, m_, 0), {});
+    if (json) {
+      std::printf("{\"layer\": \"%s\", \"m\": %d, \"n\": %d, \"k\": %d, \"plan\": \"%s\", \"us\": {", layer_.name, m_,
+                  layer_.n, layer_.k, name);
+      for (size_t i = 0; i < rows_.size(); ++i) {
+        std::printf("%s\"%s\": %.2f", i == 0 ? "" : ", ", rows_[i].plan.c_str(), rows_[i].us);
+      }
+      std::printf("}}\n");
+      return;
+    }
+    std::printf("%-10s %5d | lt %.1f +ep %.1f | shipped %.1f (%.2fx) %s | inv %.1f |", layer_.name, m_, rows_[0].us,
+                rows_[1].us, rows_[2].us, rows_[1].us / rows_[2].us, name, rows_[3].us);
+    std::sort(rows_.begin() + 4, rows_.end(), [](const Row& a, const Row& b) { return a.us < b.us; });
+    for (size_t i = 4; i < rows_.size() && i < 11; ++i) std::printf(" %s %.1f,", rows_[i].plan.c_str(), rows_[i].us);
+    std::printf("\n");
+    std::fflush(stdout);
+  }
+
+ private:
+  template <typename Run>
+  void Add(const char* plan, bool pdl, Run run) {
+    Row row;
+    row.plan = plan;
+    row.exec = bench_.Capture(layer_, m_, calls_, pdl, run);
+    if (row.exec == nullptr) std::printf("%s fails on %s m %d\n", plan, layer_.name, m_), std::exit(1);
+    rows_.push_back(row);
+  }
+  void AddTile(const TilePlan& plan, bool pdl) {
+    if (!TileSupports(bench_.Params(layer_, m_, 0), plan) || (plan.splits > 1 && m_ > 512)) return;
+    const bool narrow = plan.shape == TileShape::k64x128 || plan.shape >= TileShape::k64x256Deferred;
+    if (narrow && m_ > 1024) return;
+    const std::string name = TileShapeName(plan.shape) + 5 + (plan.splits > 1 ? "/" + std::to_string(plan.splits) : "");
+    Add(name.c_str(), pdl,
+        [plan](const LinearParams& p, const LaunchContext& context) { return TileLinear(p, plan, context); });
+  }
+
+  Bench& bench_;
+  Layer layer_;
+  int m_, calls_;
+  double flops_;
+  std::vector<Row> rows_;
+};
 
 }  // namespace
 }  // namespace agentserve::kernels::cuda
@@ -205,7 +249,11 @@ int main(int argc, char** argv) {
   if (*std::max_element(rows.begin(), rows.end()) > 16384) return 2;
   Bench bench;
   for (int m : rows) {
-    for (const Layer& layer : kLayers) RunShape(&bench, layer, m, json);
+    for (const Layer& layer : kLayers) {
+      ShapeBench shape(&bench, layer, m);
+      shape.Run();
+      shape.Print(json);
+    }
   }
   return 0;
 }

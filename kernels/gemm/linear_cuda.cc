@@ -4,6 +4,10 @@
 
 #include "kernels/gemm/cublaslt.h"
 #include "kernels/gemm/linear_elementwise.h"
+#include "kernels/gemm/linear_plan.h"
+#include "kernels/gemm/skinny.h"
+#include "kernels/gemm/tile_gemm.h"
+#include "kernels/rmsnorm/rmsnorm_cuda.h"
 
 namespace agentserve::kernels::cuda {
 namespace {
@@ -57,13 +61,33 @@ absl::Status Validate(const LinearParams& p) {
 // Replaces x by its normed rows if a norm is asked for.
 absl::Status NormFirst(LinearParams* params, const Scratch& scratch, const LaunchContext& context) {
   if (params->norm_weight == nullptr) return absl::OkStatus();
-  absl::Status status = NormRows(*params, scratch.normed, context);
+  RmsNormParams norm;
+  norm.x = params->x;
+  norm.weight = params->norm_weight;
+  norm.y = scratch.normed;
+  norm.rows = params->m;
+  norm.n = params->k;
+  norm.eps = params->norm_eps;
+  absl::Status status = RmsNorm(norm, context);
   params->x = scratch.normed;
   params->norm_weight = nullptr;
   return status;
 }
 
-// x w^T by cublasLt in chunks of rows, `after(product, first_row, rows)` on each. With a null `direct` the chunks go
+// The plain product: by cublasLt, or by tiles where the library is missing or the bits of a row must be its own.
+absl::Status Product(const CublasLtGemmParams& gemm, LinearMode mode, const LaunchContext& context) {
+  if (mode == LinearMode::kFast && CublasLtAvailable()) return CublasLtGemm(gemm, context.stream);
+  LinearParams tile;
+  tile.x = gemm.x;
+  tile.w = gemm.w;
+  tile.y = gemm.y;
+  tile.m = gemm.m;
+  tile.n = gemm.n;
+  tile.k = gemm.k;
+  return TileLinear(tile, *PlanTile(tile, context), context);
+}
+
+// x w^T in chunks of rows, `after(product, first_row, rows)` on each. With a null `direct` the chunks go
 // through scratch.
 template <typename After>
 absl::Status ProductByChunks(const LinearParams& params, const Scratch& scratch, __nv_bfloat16* direct,
@@ -82,7 +106,7 @@ absl::Status ProductByChunks(const LinearParams& params, const Scratch& scratch,
     gemm.k = params.k;
     gemm.workspace = scratch.library;
     gemm.workspace_bytes = kCublasLtWorkspaceBytes;
-    if (absl::Status status = CublasLtGemm(gemm, context.stream); !status.ok()) return status;
+    if (absl::Status status = Product(gemm, params.mode, context); !status.ok()) return status;
     if (absl::Status status = after(gemm.y, row, gemm.m); !status.ok()) return status;
   }
   return absl::OkStatus();
@@ -103,34 +127,41 @@ absl::Status LibraryLinear(LinearParams params, const LaunchContext& context) {
 
 size_t LinearWorkspaceBytes(int max_m, int max_n, int max_k) {
   const size_t product = std::min(Bytes(max_m, max_n), std::max(kMaxProductBytes, Bytes(1, max_n)));
-  return kWorkspaceZeroBytes + NormedBytes(max_k) + kCublasLtWorkspaceBytes + Aligned(product);
+  const size_t mine = kWorkspaceZeroBytes + NormedBytes(max_k) + kCublasLtWorkspaceBytes + Aligned(product);
+  return std::max(mine, SkinnyWorkspaceBytes(max_m, max_n, max_k));
 }
 
 absl::Status Linear(const LinearParams& params, const LaunchContext& context) {
   if (params.m == 0) return absl::OkStatus();
   if (absl::Status status = Validate(params); !status.ok()) return status;
-  return LibraryLinear(params, context);
+  const LinearPlan plan = PlanLinear(params, context);
+  switch (plan.family) {
+    case LinearFamily::kSkinny:
+      return SkinnyLinear(params, context);
+    case LinearFamily::kTile: {
+      LinearParams normed = params;
+      if (params.norm_weight != nullptr) {
+        Scratch scratch;
+        if (absl::Status status = Carve(params, &scratch); !status.ok()) return status;
+        if (absl::Status status = NormFirst(&normed, scratch, context); !status.ok()) return status;
+      }
+      return TileLinear(normed, plan.tile, context);
+    }
+    case LinearFamily::kLibrary:
+      return LibraryLinear(params, context);
+  }
+  return absl::InternalError("unknown family");
 }
 
 const char* LinearPlanName(const LinearParams& params, const LaunchContext& context) {
-  static_cast<void>(context);
-  switch (params.epilogue) {
-    case LinearEpilogue::kNone:
-      return "cublasLt";
-    case LinearEpilogue::kResidual:
-      return "cublasLt + residual";
-    case LinearEpilogue::kSwiglu:
-      return "cublasLt + swiglu";
-    case LinearEpilogue::kQkv:
-      return "cublasLt + rope and kv write";
-  }
-  return "unknown";
+  return PlanName(params, PlanLinear(params, context));
 }
 
 absl::Status LmHead(const LmHeadParams& params, const LaunchContext& context) {
   LinearParams linear = params.linear;
   if (linear.m == 0) return absl::OkStatus();
   if (absl::Status status = Validate(linear); !status.ok()) return status;
+  if (linear.mode == LinearMode::kFast && SkinnyLmHeadSupports(params)) return SkinnyLmHead(params, context);
   Scratch scratch;
   if (absl::Status status = Carve(linear, &scratch); !status.ok()) return status;
   if (absl::Status status = NormFirst(&linear, scratch, context); !status.ok()) return status;

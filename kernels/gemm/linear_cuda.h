@@ -23,7 +23,7 @@ enum class LinearEpilogue : uint8_t {
               // rows 16 j
               // + 8 .. 16 j + 15 the up features. y[m][n / 2] = bf16(bf16(silu(gate)) * up)
   kQkv,       // W rows are [q | k | v]. q and k are rotated (three roundings, HF's bf16 cos and sin); q goes to
-         // y[m][q_size], k and v to the paged pool
+              // y[m][q_size], k and v to the paged pool
 };
 
 enum class LinearMode : uint8_t {

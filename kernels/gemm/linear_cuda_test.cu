@@ -82,6 +82,8 @@ class LinearTest : public ::testing::Test {
                       << " wrong " << y.wrong << ", pool error " << pool.Relative() << " wrong " << pool.wrong;
   }
 
+  void CheckLmHead(LinearMode mode);
+
   DeviceArray<std::byte> workspace_;
 };
 
@@ -113,7 +115,7 @@ TEST_F(LinearTest, TileShapesMatchReference) {
       params.workspace = workspace_.get();
       params.workspace_bytes = kWorkspaceBytes;
       for (int tile = 0; tile < static_cast<int>(TileShape::kCount); ++tile) {
-        for (int splits : {1, 2, 3}) {
+        for (int splits : {1, 2, 4}) {
           const TilePlan plan{static_cast<TileShape>(tile), splits};
           if (!TileSupports(params, plan)) continue;
           problem.Poison();
@@ -134,8 +136,8 @@ TEST_F(LinearTest, TileShapesAgreeBitForBit) {
   for (const Shape& shape : {Qkv(300, 64, 32, 8, 2048), Shape{300, 3072, 8192, LinearEpilogue::kResidual},
                              Shape{300, 16384, 2048, LinearEpilogue::kSwiglu}}) {
     Problem first(shape, 7), other(shape, 7);
-    ASSERT_TRUE(TileLinear(first.Params(), {TileShape::k128x256, 1}, {}).ok());
-    for (int tile = 1; tile < static_cast<int>(TileShape::kCount); ++tile) {
+    ASSERT_TRUE(TileLinear(first.Params(), {TileShape::k128x256Deferred, 1}, {}).ok());
+    for (int tile = 0; tile < static_cast<int>(TileShape::kCount); ++tile) {
       const TilePlan plan{static_cast<TileShape>(tile), 1};
       if (!TileSupports(first.Params(), plan)) continue;
       other.Poison();
@@ -151,13 +153,22 @@ TEST_F(LinearTest, TileSplitsSameBitsEveryRun) {
   const Shape shape{256, 2048, 8192, LinearEpilogue::kResidual};
   Problem first(shape, 8), again(shape, 8);
   LinearParams params = WithWorkspace(first.Params());
-  for (int splits : {1, 2, 3}) {
+  for (int splits : {1, 2, 4}) {
     const TilePlan plan{TileShape::k64x128, splits};
     ASSERT_TRUE(TileLinear(params, plan, {}).ok());
     for (int run = 0; run < 100; ++run) {
       again.Poison();
       ASSERT_TRUE(TileLinear(WithWorkspace(first.ParamsInto(again)), plan, {}).ok());
       EXPECT_EQ(Compare(again.y(), first.y()).different_bits, 0u) << "run " << run << " splits " << splits;
+    }
+  }
+}
+
+// Heads that no fused kernel takes.
+TEST_F(LinearTest, OtherHeadSizes) {
+  for (int m : {8, 100, 600}) {
+    for (int head_dim : {16, 32, 96}) {
+      for (LinearMode mode : {LinearMode::kFast, LinearMode::kInvariant}) Check(Qkv(m, head_dim, 4, 2, 256), mode);
     }
   }
 }
@@ -215,7 +226,7 @@ TEST_F(LinearTest, InvariantModeIgnoresOtherRows) {
   }
 }
 
-TEST_F(LinearTest, LmHeadPicksLowestOfTheLargest) {
+void LinearTest::CheckLmHead(LinearMode mode) {
   for (int m : {1, 4, 16, 33, 64, 100, 256}) {
     const Shape shape{m, 128256, 2048};
     Problem problem(shape, 5);
@@ -223,6 +234,7 @@ TEST_F(LinearTest, LmHeadPicksLowestOfTheLargest) {
     DeviceBf16 best(m);
     LmHeadParams head;
     head.linear = WithWorkspace(problem.Params());
+    head.linear.mode = mode;
     head.argmax = token.get();
     head.best = best.get();
     ASSERT_TRUE(LmHead(head, {}).ok()) << m;
@@ -246,6 +258,9 @@ TEST_F(LinearTest, LmHeadPicksLowestOfTheLargest) {
     }
   }
 }
+
+TEST_F(LinearTest, LmHeadPicksLowestOfTheLargest) { CheckLmHead(LinearMode::kFast); }
+TEST_F(LinearTest, InvariantLmHeadPicksLowestOfTheLargest) { CheckLmHead(LinearMode::kInvariant); }
 
 }  // namespace
 }  // namespace agentserve::kernels::cuda

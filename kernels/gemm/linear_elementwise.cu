@@ -81,29 +81,6 @@ __global__ void QkvKernel(const __nv_bfloat16* product, QkvOutput qkv, __nv_bflo
   }
 }
 
-// One block per row; HF's two roundings.
-__global__ void NormKernel(const __nv_bfloat16* x, const __nv_bfloat16* weight, float eps, int k, __nv_bfloat16* out) {
-  PdlWait();
-  PdlTrigger();
-  __shared__ float partial[kThreads / 32];
-  const __nv_bfloat16* row = x + size_t{blockIdx.x} * k;
-  float sum = 0;
-  for (int i = threadIdx.x; i < k; i += kThreads) {
-    const float value = __bfloat162float(row[i]);
-    sum += value * value;
-  }
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffff, sum, step);
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
-  __syncthreads();
-  sum = 0;
-  for (float part : partial) sum += part;
-  const float scale = rsqrtf(sum / static_cast<float>(k) + eps);
-  for (int i = threadIdx.x; i < k; i += kThreads) {
-    const float normed = RoundBf16(__bfloat162float(row[i]) * scale);
-    out[size_t{blockIdx.x} * k + i] = __float2bfloat16_rn(normed * __bfloat162float(weight[i]));
-  }
-}
-
 struct Candidate {
   float value;
   int index;
@@ -112,19 +89,31 @@ __device__ __forceinline__ Candidate Better(Candidate a, Candidate b) {
   return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
 }
 
-__global__ void ArgmaxKernel(const __nv_bfloat16* logits, int n, int32_t* token, __nv_bfloat16* best) {
+constexpr int kArgmaxThreads = 1024;
+constexpr int kArgmaxLoads = 4;  // in flight per thread
+
+// One block per row.
+__global__ void __launch_bounds__(kArgmaxThreads)
+    ArgmaxKernel(const __nv_bfloat16* logits, int n, int32_t* token, __nv_bfloat16* best) {
   PdlWait();
   PdlTrigger();
-  __shared__ Candidate partial[kThreads / 32];
+  __shared__ Candidate partial[kArgmaxThreads / 32];
   const __nv_bfloat16* row = logits + size_t{blockIdx.x} * n;
   Candidate mine{-INFINITY, 0x7fffffff};
-  for (int i = threadIdx.x * 8; i < n; i += kThreads * 8) {
-    const uint4 eight = Load16(row + i);
+  constexpr int kStep = kArgmaxThreads * 8;
+  for (int first = static_cast<int>(threadIdx.x) * 8; first < n; first += kStep * kArgmaxLoads) {
+    uint4 eight[kArgmaxLoads];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float2 pair = UnpackBf16((&eight.x)[e]);
-      mine = Better(mine, {pair.x, i + 2 * e});
-      mine = Better(mine, {pair.y, i + 2 * e + 1});
+    for (int u = 0; u < kArgmaxLoads; ++u) eight[u] = Load16(row + min(first + u * kStep, n - 8));
+#pragma unroll
+    for (int u = 0; u < kArgmaxLoads; ++u) {
+      const int at = min(first + u * kStep, n - 8);  // the last vector again changes nothing
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float2 pair = UnpackBf16((&eight[u].x)[e]);
+        mine = Better(mine, {pair.x, at + 2 * e});
+        mine = Better(mine, {pair.y, at + 2 * e + 1});
+      }
     }
   }
   for (int step = 16; step > 0; step /= 2) {
@@ -173,17 +162,11 @@ absl::Status ApplyEpilogue(const LinearParams& params, const __nv_bfloat16* prod
   return absl::InternalError("unknown epilogue");
 }
 
-absl::Status NormRows(const LinearParams& params, __nv_bfloat16* out, const LaunchContext& context) {
-  return ToStatus(Launch(context, NormKernel, dim3(static_cast<unsigned>(params.m)), dim3(kThreads), 0, 1, params.x,
-                         params.norm_weight, params.norm_eps, params.k, out),
-                  "norm");
-}
-
 absl::Status ArgmaxRows(const __nv_bfloat16* logits, int rows, int n, int32_t* token, __nv_bfloat16* best,
                         const LaunchContext& context) {
-  return ToStatus(
-      Launch(context, ArgmaxKernel, dim3(static_cast<unsigned>(rows)), dim3(kThreads), 0, 1, logits, n, token, best),
-      "argmax");
+  return ToStatus(Launch(context, ArgmaxKernel, dim3(static_cast<unsigned>(rows)), dim3(kArgmaxThreads), 0, 1, logits,
+                         n, token, best),
+                  "argmax");
 }
 
 }  // namespace agentserve::kernels::cuda

@@ -13,8 +13,6 @@ absl::Status LibraryLinear(LinearParams params, const LaunchContext& context);
 // Applies params.epilogue (kResidual, kSwiglu or kQkv) to rows first_row .. first_row + rows - 1 of the call.
 absl::Status ApplyEpilogue(const LinearParams& params, const __nv_bfloat16* product, int first_row, int rows,
                            const LaunchContext& context);
-// RMSNorm of params.x with params.norm_weight into `out` [m][k].
-absl::Status NormRows(const LinearParams& params, __nv_bfloat16* out, const LaunchContext& context);
 // token[i] = lowest index of the largest of `logits` [rows][n]; either output may be null.
 absl::Status ArgmaxRows(const __nv_bfloat16* logits, int rows, int n, int32_t* token, __nv_bfloat16* best,
                         const LaunchContext& context);

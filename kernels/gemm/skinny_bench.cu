@@ -3,7 +3,7 @@
 // operation alone over all layers' weights, beside cublasLt and a kernel that only reads.
 //   skinny_bench chain|alone [1b|3b] [m...]
 //   skinny_bench sweep [1b|3b] [m...]     chain, with the tuning knobs varied
-//   skinny_bench wide [1b|3b] [m...]      each operation by the kernel for up to 64 rows, its knobs varied
+//   skinny_bench fused [1b|3b] [m...]     chain, the layers between two attentions as one kernel
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +14,7 @@
 
 #include "kernels/cuda/pdl.cuh"
 #include "kernels/gemm/cublaslt.h"
+#include "kernels/gemm/linear_chain_tuning.h"
 #include "kernels/gemm/linear_test_util.cuh"
 #include "kernels/gemm/skinny.h"
 #include "kernels/gemm/skinny_args.h"
@@ -175,49 +176,41 @@ class Model {
     return p;
   }
 
-  // The wide kernel; stands for the LM head too (its logits only).
-  void RunWide(Op op, int layer, int m, const WideTuning* tuning, const LaunchContext& context) const {
-    LinearParams p = Params(op, layer, m);
-    p.norm_weight = nullptr;
-    MustBeOk(LaunchWide(p, tuning != nullptr ? *tuning : DefaultWideTuning(p, context.num_sms), context));
-  }
-  // A step at more rows than the fused norm takes: empty kernels in the place of attention and norms.
-  void WideStep(int m, const LaunchContext& context) const {
-    const auto gap = [&] { Must(Launch(context, EmptyKernel, dim3(132), dim3(128), 0, 1)); };
-    for (int layer = 0; layer < shape_.layers; ++layer) {
-      gap();
-      RunWide(kQkv, layer, m, nullptr, context);
-      gap();
-      RunWide(kO, layer, m, nullptr, context);
-      gap();
-      RunWide(kUp, layer, m, nullptr, context);
-      RunWide(kDown, layer, m, nullptr, context);
-    }
-    gap();
-    RunWide(kHead, 0, m, nullptr, context);
-  }
-
   // `tuning` null: the default of each call.
-  void Run(Op op, int layer, int m, const SkinnyTuning* tuning, const LaunchContext& context) const {
+  void Run(Op op, int layer, int m, const LinearChainTuning* tuning, const LaunchContext& context) const {
     const LinearParams p = Params(op, layer, m);
+    LmHeadParams head;
+    head.linear = p;
+    head.argmax = token_.get();
     if (op == kHead) {
-      LmHeadParams head;
-      head.linear = p;
-      head.argmax = token_.get();
-      return MustBeOk(SkinnyLmHead(head, context));
+      return MustBeOk(tuning == nullptr ? SkinnyLmHead(head, context)
+                                        : LaunchLinearChain({nullptr, 0, &head}, *tuning, context));
     }
-    SkinnyArgs args;
-    args.p = p;
-    args.tuning = DefaultSkinnyTuning(p);
-    if (tuning != nullptr) {
-      if (tuning->stages > 0) args.tuning.stages = tuning->stages;
-      if (tuning->prefetch_slabs >= 0) args.tuning.prefetch_slabs = tuning->prefetch_slabs;
-      if (tuning->trigger_lead >= 0) args.tuning.trigger_lead = tuning->trigger_lead;
-    }
-    MustBeOk(LaunchSkinny(args, context));
+    MustBeOk(tuning == nullptr ? SkinnyLinear(p, context) : LaunchLinearChain({&p, 1, nullptr}, *tuning, context));
   }
 
-  void Step(int m, const SkinnyTuning* tuning, bool gap, const LaunchContext& context) const {
+  // A step with one kernel between two attentions (of which empty kernels stand here).
+  void FusedStep(int m, const LinearChainTuning& tuning, int prefetch, const LaunchContext& context) const {
+    Run(kQkv, 0, m, nullptr, context);
+    for (int layer = 0; layer < shape_.layers; ++layer) {
+      Must(Launch(context, EmptyKernel, dim3(132), dim3(128), 0, 1));
+      const bool end = layer + 1 == shape_.layers;
+      const LinearParams ops[4] = {Params(kO, layer, m), Params(kUp, layer, m), Params(kDown, layer, m),
+                                   Params(kQkv, end ? 0 : layer + 1, m)};
+      LmHeadParams head;
+      head.linear = Params(kHead, 0, m);
+      head.argmax = token_.get();
+      LinearChainParams chain{ops, end ? 3 : 4, end ? &head : nullptr};
+      if (prefetch && !end) {
+        const LinearParams o = Params(kO, layer + 1, m);
+        chain.next_weights = o.w;  // gate-up follows it in memory
+        chain.next_bytes = prefetch * 2 * size_t(o.n) * o.k;
+      }
+      MustBeOk(LaunchLinearChain(chain, tuning, context));
+    }
+  }
+
+  void Step(int m, const LinearChainTuning* tuning, bool gap, const LaunchContext& context) const {
     for (int layer = 0; layer < shape_.layers; ++layer) {
       Run(kQkv, layer, m, tuning, context);
       if (gap) Must(Launch(context, EmptyKernel, dim3(132), dim3(128), 0, 1));
@@ -268,17 +261,6 @@ void Chain(const Model& model, const ModelShape& shape, const std::vector<int>& 
   std::printf("%s chain: %.3f GB of weights, read-only kernel %.3f TB/s, floor %.1f us\n", shape.name,
               model.Bytes() * 1e-9, rate, floor);
   for (int m : rows) {
-    if (m > kSkinnyMaxRows) {
-      double us[2];
-      for (const bool pdl : {false, true}) {
-        us[pdl] = TimeGraph([&](const LaunchContext& c) { model.WideStep(m, c); }, pdl);
-      }
-      std::printf(
-          "  m %2d wide, empty kernels for attention and norms: graph %.1f us, graph + PDL %.1f us = %.3f TB/s, "
-          "%.1f %% of the floor's rate\n",
-          m, us[0], us[1], model.Bytes() / us[1] * 1e-6, 100 * floor / us[1]);
-      continue;
-    }
     for (const bool gap : {false, true}) {
       double us[2];
       for (const bool pdl : {false, true}) {
@@ -291,42 +273,38 @@ void Chain(const Model& model, const ModelShape& shape, const std::vector<int>& 
   }
 }
 
-void Sweep(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
+void Fused(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
+  const double rate = ReadRate(model), floor = model.Bytes() / rate * 1e-6;
+  std::printf("%s fused chain: read-only kernel %.3f TB/s, floor %.1f us\n", shape.name, rate, floor);
   for (int m : rows) {
-    for (int stages : {-1, 3, 4, 5, 6}) {
-      std::printf("%s m %d stages %2d:", shape.name, m, stages);
-      for (int slabs : {0, 1, 2, 4}) {
-        for (int lead : {4, 8, 16, 1000}) {
-          const SkinnyTuning tuning{stages, slabs, lead};
-          const double us = TimeGraph([&](const LaunchContext& c) { model.Step(m, &tuning, true, c); }, true, 7);
-          std::printf("  p%d l%d %.1f", slabs, lead, us);
+    std::printf(
+        "  m %d, graph + PDL, us by shared memory, stages prefetched ahead, op weights prefetched for the next chain:",
+        m);
+    for (int shared : {224, 110}) {
+      for (int ahead : {0, 2, 4, 8}) {
+        for (int next : {0, 1, 3}) {
+          const LinearChainTuning tuning{6, shared * 1024, ahead, 1};
+          const double us = TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, tuning, next, c); }, true, 9);
+          std::printf("  %d KiB ahead %d next %d: %.1f (%.1f %%)", shared, ahead, next, us, 100 * floor / us);
         }
       }
-      std::printf("\n");
     }
+    std::printf("  without PDL: %.1f\n",
+                TimeGraph([&](const LaunchContext& c) { model.FusedStep(m, {}, 0, c); }, false));
   }
 }
 
-void Wide(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
-  const char* const names[] = {"qkv", "o", "gate-up", "down", "lm head"};
+void Sweep(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
   for (int m : rows) {
-    for (int op = 0; op < Model::kOps; ++op) {
-      const int calls = op == Model::kHead ? 1 : model.Layers();
-      std::printf("  %s m %2d %-8s PDL us, groups/splits/stages:", shape.name, m, names[op]);
-      for (const WideTuning& tuning :
-           {WideTuning{2, 1, 4}, WideTuning{2, 2, 4}, WideTuning{2, 3, 4}, WideTuning{2, 4, 4}, WideTuning{2, 5, 4},
-            WideTuning{2, 8, 4}, WideTuning{2, 1, 9}, WideTuning{2, 4, 9}, WideTuning{2, 8, 9}, WideTuning{1, 1, 6},
-            WideTuning{1, 2, 6}, WideTuning{1, 4, 6}, WideTuning{1, 2, 4}, WideTuning{1, 4, 4}, WideTuning{1, 8, 4}}) {
-        if (op >= Model::kHead && tuning.splits > 1) continue;
-        const double us = TimeGraph(
-            [&](const LaunchContext& c) {
-              for (int i = 0; i < calls; ++i) model.RunWide(static_cast<Model::Op>(op), i, m, &tuning, c);
-            },
-            true, 7);
-        std::printf(" %d/%d/%d %.2f", tuning.groups, tuning.splits, tuning.stages, us / calls);
+    std::printf("%s m %d separate kernels, us:", shape.name, m);
+    for (int ahead : {0, 1, 2, 4}) {
+      for (int lead : {0, 1, 2, 4, 1000}) {
+        const LinearChainTuning tuning{6, 112 * 1024, ahead, lead};
+        const double us = TimeGraph([&](const LaunchContext& c) { model.Step(m, &tuning, true, c); }, true, 7);
+        std::printf("  ahead %d lead %d %.1f", ahead, lead, us);
       }
-      std::printf("\n");
     }
+    std::printf("\n");
   }
 }
 
@@ -389,8 +367,8 @@ int Main(int argc, char** argv) {
   const Model model(shape);
   if (mode == "alone") {
     Alone(model, shape, rows);
-  } else if (mode == "wide") {
-    Wide(model, shape, rows);
+  } else if (mode == "fused") {
+    Fused(model, shape, rows);
   } else if (mode == "sweep") {
     Sweep(model, shape, rows);
   } else {

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "kernels/gemm/linear_chain.h"
+#include "kernels/gemm/linear_chain_tuning.h"
 #include "kernels/gemm/linear_test_util.cuh"
 #include "kernels/gemm/skinny.h"
 #include "kernels/gemm/skinny_args.h"
@@ -31,15 +33,6 @@ std::string Name(const Shape& s) {
 
 Shape Qkv(int m, int head_dim, int q_heads, int kv_heads, int k) {
   return {m, (q_heads + 2 * kv_heads) * head_dim, k, LinearEpilogue::kQkv, head_dim, q_heads, kv_heads};
-}
-
-// Enough for the choice of a tuning.
-LinearParams ShapeParams(const Shape& shape) {
-  LinearParams p;
-  p.m = shape.m;
-  p.n = shape.n;
-  p.k = shape.k;
-  return p;
 }
 
 // out = bf16(weight * bf16(x * rsqrt(mean(x^2) + eps))), the mean in double; one thread per row.
@@ -88,32 +81,15 @@ class SkinnyTest : public ::testing::Test {
       EXPECT_TRUE(norm && shape.m * shape.k > 16 * 4160) << name << " is not supported";
       return;
     }
-    SkinnyArgs args;
-    args.p = params;
-    args.tuning = DefaultSkinnyTuning(params);
-    if (stages != 0) args.tuning = {stages, stages, stages};
-    const absl::Status status = LaunchSkinny(args, {});
+    const absl::Status status =
+        stages == 0 ? SkinnyLinear(params, {})
+                    : LaunchLinearChain({&params, 1, nullptr}, {stages, 224 * 1024, stages % 3, stages}, {});
     ASSERT_TRUE(status.ok()) << name << ": " << status;
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << name;
     DeviceBf16 normed(size_t(shape.m) * shape.k);
     LinearParams want = problem.ParamsInto(reference);
     want.norm_weight = params.norm_weight;
     testing::RunReference(Normed(want, normed));
-    const Difference y = Compare(problem.y(), reference.y()), pool = Compare(problem.pool(), reference.pool());
-    const bool good = y.Relative() <= kTolerance && pool.Relative() <= kTolerance && y.wrong == 0 && pool.wrong == 0;
-    EXPECT_TRUE(good) << name << ": y error " << y.Relative() << " wrong " << y.wrong << ", pool error "
-                      << pool.Relative() << " wrong " << pool.wrong;
-  }
-
-  void CheckWide(const Shape& shape, const WideTuning& tuning) {
-    Problem problem(shape, 1), reference(shape, 1);
-    const std::string name = Name(shape) + " groups " + std::to_string(tuning.groups) + " splits " +
-                             std::to_string(tuning.splits) + " stages " + std::to_string(tuning.stages);
-    ASSERT_TRUE(WideShapeFits(problem.Params())) << name;
-    const absl::Status status = LaunchWide(problem.Params(), tuning, {});
-    ASSERT_TRUE(status.ok()) << name << ": " << status;
-    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << name;
-    testing::RunReference(problem.ParamsInto(reference));
     const Difference y = Compare(problem.y(), reference.y()), pool = Compare(problem.pool(), reference.pool());
     const bool good = y.Relative() <= kTolerance && pool.Relative() <= kTolerance && y.wrong == 0 && pool.wrong == 0;
     EXPECT_TRUE(good) << name << ": y error " << y.Relative() << " wrong " << y.wrong << ", pool error "
@@ -148,28 +124,12 @@ TEST_F(SkinnyTest, MatchesReference) {
 }
 
 TEST_F(SkinnyTest, EveryRingDepth) {
-  for (int stages = 2; stages <= kSkinnyMaxStages; ++stages) {
+  for (int stages = 2; stages <= 6; ++stages) {
     for (int m : {1, 5, 16}) {
       Check(Qkv(m, 64, 32, 8, 2048), true, stages);
       Check({m, 16384, 2048, LinearEpilogue::kSwiglu}, true, stages);
       Check({m, 2048, 8192, LinearEpilogue::kResidual}, false, stages);
       Check({m, 1040, 320}, false, stages);
-    }
-  }
-}
-
-TEST_F(SkinnyTest, WideMatchesReference) {
-  for (int m : {1, 17, 24, 33, 63, 64}) {
-    for (const Shape& shape :
-         {Qkv(m, 64, 32, 8, 2048), Qkv(m, 128, 24, 8, 3072), Qkv(m, 64, 3, 1, 192), Qkv(m, 128, 3, 1, 64),
-          Shape{m, 2048, 2048, LinearEpilogue::kResidual}, Shape{m, 3072, 8192, LinearEpilogue::kResidual},
-          Shape{m, 16384, 2048, LinearEpilogue::kSwiglu}, Shape{m, 192, 4160}, Shape{m, 128, 64},
-          Shape{m, 4096, 576, LinearEpilogue::kSwiglu}}) {
-      CheckWide(shape, DefaultWideTuning(ShapeParams(shape), 132));
-      CheckWide(shape, {1, 1, 3});
-      CheckWide(shape, {1, 4, 6});
-      if (shape.n % 128 != 0) continue;
-      for (int splits : {1, 2, 3, 5, 8}) CheckWide(shape, {2, splits, 4});
     }
   }
 }
@@ -258,6 +218,80 @@ TEST_F(SkinnyTest, PdlChainHasTheBitsOfSeparateCalls) {
     Must(cudaGraphExecDestroy(exec));
     Must(cudaGraphDestroy(graph));
     Must(cudaStreamDestroy(context.stream));
+  }
+}
+
+// Output projection, gate-up, down and QKV as one kernel: the bits of separate calls, 50 times in a row, and no counter
+// left behind.
+TEST_F(SkinnyTest, LinearChainHasTheBitsOfSeparateCalls) {
+  for (int m : {1, 2, 5, 8, 9, 16}) {
+    for (const bool large : {false, true}) {
+      const int h = large ? 3072 : 2048, dim = large ? 128 : 64, q = large ? 24 : 32;
+      const Shape qkv_shape = Qkv(m, dim, q, 8, h);
+      Problem o({m, h, h, LinearEpilogue::kResidual}, 1), up({m, 16384, h, LinearEpilogue::kSwiglu}, 2),
+          down({m, h, 8192, LinearEpilogue::kResidual}, 3), qkv(qkv_shape, 4), wanted_qkv(qkv_shape, 4);
+      DeviceBf16 hidden(m * h), start(m * h), wanted(m * h), middle(m * 8192);
+      FillRandom(start, 9, 1.0f);
+      LinearParams ops[4] = {o.Params(), WithNorm(up.Params()), down.Params(), WithNorm(qkv.Params())};
+      for (LinearParams& op : ops) op = WithWorkspace(op);
+      ops[0].y = ops[2].y = hidden.get();
+      ops[0].residual = ops[1].x = ops[2].residual = ops[3].x = hidden.get();
+      ops[1].y = middle.get();
+      ops[2].x = middle.get();
+      const size_t bytes = size_t(m) * h * 2;
+      Must(cudaMemcpy(hidden.get(), start.get(), bytes, cudaMemcpyDeviceToDevice));
+      for (int i = 0; i < 4; ++i) {
+        LinearParams op = ops[i];
+        if (i == 3)
+          op = [&] {
+            LinearParams into = wanted_qkv.Params();
+            into.x = ops[3].x;
+            into.w = ops[3].w;
+            into.qkv.cos = ops[3].qkv.cos;
+            into.qkv.sin = ops[3].qkv.sin;
+            return WithNorm(into);
+          }();
+        ASSERT_TRUE(SkinnyLinear(op, {}).ok());
+      }
+      Must(cudaMemcpy(wanted.get(), hidden.get(), bytes, cudaMemcpyDeviceToDevice));
+      const LinearChainParams chain{ops, 4, nullptr, ops[0].w, size_t{2} * ops[0].n * ops[0].k};
+      ASSERT_TRUE(LinearChainSupports(chain));
+      for (int run = 0; run < 50; ++run) {
+        qkv.Poison();
+        middle.FillBytes(0xff);
+        Must(cudaMemcpy(hidden.get(), start.get(), bytes, cudaMemcpyDeviceToDevice));
+        ASSERT_TRUE(LaunchLinearChain(chain, {2 + run % 5, 224 * 1024, run % 7, run % 4}, {}).ok());
+        ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+        EXPECT_EQ(Compare(hidden, wanted).different_bits, 0u) << "m " << m << " h " << h << " run " << run;
+        EXPECT_EQ(Compare(qkv.y(), wanted_qkv.y()).different_bits, 0u) << "m " << m << " h " << h << " run " << run;
+        EXPECT_EQ(Compare(qkv.pool(), wanted_qkv.pool()).different_bits, 0u) << "m " << m << " h " << h;
+      }
+    }
+  }
+}
+
+TEST_F(SkinnyTest, LinearChainEndsInTheLmHead) {
+  for (int m : {1, 8, 16}) {
+    const Shape shape{m, 128256, 2048};
+    Problem down({m, 2048, 8192, LinearEpilogue::kResidual}, 3), problem(shape, 5);
+    DeviceArray<int32_t> token(m), wanted(m);
+    LinearParams op = WithWorkspace(down.Params());
+    LmHeadParams head;
+    head.linear = WithWorkspace(WithNorm(problem.Params()));
+    head.linear.x = op.y;
+    head.argmax = wanted.get();
+    head.linear.y = nullptr;
+    ASSERT_TRUE(SkinnyLinear(op, {}).ok());
+    ASSERT_TRUE(SkinnyLmHead(head, {}).ok());
+    head.argmax = token.get();
+    std::vector<int32_t> want(m), got(m);
+    Must(cudaMemcpy(want.data(), wanted.get(), m * 4, cudaMemcpyDeviceToHost));
+    for (int run = 0; run < 20; ++run) {
+      token.FillBytes(0xff);
+      ASSERT_TRUE(LinearChain({&op, 1, &head, nullptr, 0}, {}).ok());
+      Must(cudaMemcpy(got.data(), token.get(), m * 4, cudaMemcpyDeviceToHost));
+      EXPECT_EQ(got, want) << "m " << m << " run " << run;
+    }
   }
 }
 

@@ -16,7 +16,7 @@ struct TileRows {
   int second;
 };
 
-__device__ __forceinline__ TileRows RowsOfTile(const SkinnyArgs& a, int tile) {
+__device__ __forceinline__ TileRows RowsOfTile(const SkinnyOp& a, int tile) {
   const int row = tile * kSkinnyTileRows;
   if (a.p.epilogue == LinearEpilogue::kQkv) {
     const int head_dim = static_cast<int>(a.p.qkv.kv.head_dim);
@@ -29,47 +29,64 @@ __device__ __forceinline__ TileRows RowsOfTile(const SkinnyArgs& a, int tile) {
   return {row, row + 8};
 }
 
-// What the epilogue of one token tile reads besides the product; loaded early, so that its latency is hidden. a and b
-// belong to C elements i = 0..3: residual (a), or cosine and sine of the lane's pair for token i % 2.
-struct EpilogueInputs {
-  float a[4];
-  float b[2];
+// The lane's two tokens of a token tile: where they stand and where their K and V go. Only read for kQkv.
+struct TokenPlaces {
+  int position[2];
   int slot[2];
 };
 
-__device__ __forceinline__ float LoadBf16L2(const __nv_bfloat16* p) {
-  unsigned short bits;
+// What the epilogue of one token tile reads besides the product, as raw bf16 bits: loaded early and not looked at
+// before the end, so that the latency is hidden. Residual of C element i (a), or cosine (a) and sine (b) of the lane's
+// pair for token i.
+struct EpilogueInputs {
+  uint16_t a[4];
+  uint16_t b[2];
+};
+
+__device__ __forceinline__ uint16_t LoadBitsL2(const __nv_bfloat16* p) {
+  uint16_t bits;
   asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(bits) : "l"(p) : "memory");
+  return bits;
+}
+__device__ __forceinline__ float BitsToFloat(uint16_t bits) {
   return __uint_as_float(static_cast<uint32_t>(bits) << 16);
 }
 
-__device__ __forceinline__ void LoadEpilogueInputs(const SkinnyArgs& a, TileRows rows, int lane, int token_tile,
-                                                   EpilogueInputs& in) {
+__device__ __forceinline__ void LoadTokenPlaces(const SkinnyOp& a, int lane, int token_tile, TokenPlaces& places) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int token = 8 * token_tile + 2 * (lane % 4) + i;
+    const bool read = a.p.epilogue == LinearEpilogue::kQkv && token < a.p.m;
+    places.position[i] = read ? __ldcg(a.p.qkv.positions + token) : 0;
+    places.slot[i] = read ? __ldcg(a.p.qkv.slots + token) : -1;
+  }
+}
+
+__device__ __forceinline__ void LoadEpilogueInputs(const SkinnyOp& a, TileRows rows, int lane, int token_tile,
+                                                   const TokenPlaces& places, EpilogueInputs& in) {
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int token = 8 * token_tile + 2 * t + i;
     in.a[i] = in.a[i + 2] = in.b[i] = 0;
-    in.slot[i] = -1;
     if (token >= a.p.m) continue;
     if (a.p.epilogue == LinearEpilogue::kResidual) {
       const __nv_bfloat16* residual = a.p.residual + static_cast<size_t>(token) * a.p.n;
-      in.a[i] = LoadBf16L2(residual + rows.first + g);
-      in.a[i + 2] = LoadBf16L2(residual + rows.second + g);
+      in.a[i] = LoadBitsL2(residual + rows.first + g);
+      in.a[i + 2] = LoadBitsL2(residual + rows.second + g);
     } else if (a.p.epilogue == LinearEpilogue::kQkv) {
       const int half = static_cast<int>(a.p.qkv.kv.head_dim) / 2;
-      in.slot[i] = __ldcg(a.p.qkv.slots + token);
       if (rows.second - rows.first == half) {
-        const size_t at = static_cast<size_t>(__ldcg(a.p.qkv.positions + token)) * half + rows.first % half + g;
-        in.a[i] = __bfloat162float(a.p.qkv.cos[at]);
-        in.b[i] = __bfloat162float(a.p.qkv.sin[at]);
+        const size_t at = static_cast<size_t>(places.position[i]) * half + rows.first % half + g;
+        in.a[i] = LoadBitsL2(a.p.qkv.cos + at);
+        in.b[i] = LoadBitsL2(a.p.qkv.sin + at);
       }
     }
   }
 }
 
 // q, k and v of one token: rotated if the tile is of a q or k head, then to y or to the token's slot of the pool.
-__device__ __forceinline__ void StoreQkv(const SkinnyArgs& a, TileRows rows, int g, int token, float low, float high,
+__device__ __forceinline__ void StoreQkv(const SkinnyOp& a, TileRows rows, int g, int token, float low, float high,
                                          float cosine, float sine, int slot) {
   const QkvOutput& out = a.p.qkv;
   const int head_dim = static_cast<int>(out.kv.head_dim);
@@ -99,9 +116,10 @@ __device__ __forceinline__ void StoreQkv(const SkinnyArgs& a, TileRows rows, int
 
 __device__ __forceinline__ float SiluBf16(float gate) { return RoundBf16(gate / (1.0f + expf(-gate))); }
 
-// Rounds and stores one finished token tile; keeps the best logit of each token if the LM head asks for it.
-__device__ __forceinline__ void FinishTokenTile(const SkinnyArgs& a, TileRows rows, int lane, int token_tile,
-                                                const float (&c)[4], const EpilogueInputs& in, Best (&best)[2]) {
+// Rounds and stores one finished token tile; keeps the best logit of each token if asked to.
+__device__ __forceinline__ void FinishTokenTile(const SkinnyOp& a, TileRows rows, int lane, int token_tile,
+                                                const float (&c)[4], const TokenPlaces& places,
+                                                const EpilogueInputs& in, bool keep_best, Best (&best)[2]) {
   const int g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -109,16 +127,16 @@ __device__ __forceinline__ void FinishTokenTile(const SkinnyArgs& a, TileRows ro
     if (token >= a.p.m) continue;
     const float low = RoundBf16(c[i]), high = RoundBf16(c[i + 2]);
     if (a.p.epilogue == LinearEpilogue::kQkv) {
-      StoreQkv(a, rows, g, token, low, high, in.a[i], in.b[i], in.slot[i]);
+      StoreQkv(a, rows, g, token, low, high, BitsToFloat(in.a[i]), BitsToFloat(in.b[i]), places.slot[i]);
     } else if (a.p.epilogue == LinearEpilogue::kSwiglu) {
       a.p.y[static_cast<size_t>(token) * (a.p.n / 2) + rows.first / 2 + g] = __float2bfloat16_rn(SiluBf16(low) * high);
     } else {
       if (a.p.y != nullptr) {
         __nv_bfloat16* y = a.p.y + static_cast<size_t>(token) * a.p.n + g;
-        y[rows.first] = __float2bfloat16_rn(low + in.a[i]);  // without a residual the sum is exact
-        y[rows.second] = __float2bfloat16_rn(high + in.a[i + 2]);
+        y[rows.first] = __float2bfloat16_rn(low + BitsToFloat(in.a[i]));  // without a residual the sum is exact
+        y[rows.second] = __float2bfloat16_rn(high + BitsToFloat(in.a[i + 2]));
       }
-      if (a.partials != nullptr) {
+      if (keep_best) {
         best[i] = BestOp()(best[i], Best{low, rows.first + g});
         best[i] = BestOp()(best[i], Best{high, rows.second + g});
       }

@@ -1,385 +1,386 @@
-// y = epilogue(x W^T) for up to 16 rows of x: the weights pass through the tensor cores on their way from memory.
+// y = epilogue(x W^T) for up to 16 rows of x, for one linear layer or a sequence of them that feed each other. Bound by
+// reading the weights once: everything here serves to keep that stream going.
 //
-// A tile is 16 weight rows (two groups of 8, see skinny_epilogue.cuh) by all of k. Eight warps share it: warp w takes
-// the chunks of 64 k numbered w, w + 8, ...; their partial sums meet in shared memory once per tile and one warp, in
-// turn, adds them in fixed order and runs the epilogue. Blocks take tiles b, b + grid, ...
+// A tile is 16 weight rows (two groups of 8, see skinny_epilogue.cuh) by all of k. Block b takes tiles b, b + grid, ...
+// of every op in turn. One warp sends for the weights, stage by stage (16 rows x 1024 k, by TMA), through all tiles and
+// all ops: it depends on nothing but room in the ring. Eight warps multiply: warp w takes 128 of a stage's 1024 k. Two
+// warps finish: they add the eight partial sums of every other tile in fixed order and run the epilogue, while the
+// eight are at the next tile. Before an op the block waits until all tiles of the op before are finished (they are
+// counted in global memory), then brings x to shared memory, normalised if asked for; x that is too large streams like
+// the weights.
 //
-// Each warp feeds itself: a ring of stages filled by 16-byte asynchronous copies, in which every lane reads back only
-// what it copied itself. So the main loop has no barrier and the ring stays full across tiles. That works because a dot
-// product does not care about the order of k: a lane holds 8 neighbouring k of its row, used as the fragments of two
-// m16n8k16 products whose k are permuted, the same way for x and W.
-//
-// With PDL the ring is filled, and more of the weights sent for into L2, before the kernel's inputs exist.
+// Meanwhile the ring holds the first weights of that op, so the wait costs the stream nothing. For the same reason,
+// with PDL the ring is filled before the kernels before this one are done.
 #pragma once
 
 #include "kernels/cuda/pdl.cuh"
+#include "kernels/gemm/skinny_argmax.cuh"
 #include "kernels/gemm/skinny_epilogue.cuh"
-#include "kernels/tile/mma.cuh"
+#include "kernels/gemm/skinny_tile.cuh"
+#include "kernels/tile/tma.cuh"
 
 namespace agentserve::kernels::cuda {
 
-inline constexpr int kSkinnyThreads = kSkinnyWarps * 32;
-
-// Stage of one warp: uint4 [4][32] of weights (group of rows, half of the chunk), then [2 * token tiles][32] of x if x
-// is streamed.
-__host__ __device__ constexpr int SkinnyStageBytes(int token_tiles, bool resident) {
-  return 16 * 32 * (4 + (resident ? 0 : 2 * token_tiles));
-}
 __host__ __device__ constexpr int SkinnyPartialBytes(int token_tiles) {
   return 2 * kSkinnyWarps * token_tiles * 32 * 16;
 }
+__host__ __device__ constexpr int SkinnyXSlotBytes(int token_tiles) { return 8 * token_tiles * kSkinnyStageK * 2; }
 
-__device__ __forceinline__ void CpAsyncWaitDynamic(int pending) {
-  switch (pending) {
-    case 0:
-      CpAsyncWait<0>();
-      break;
-    case 1:
-      CpAsyncWait<1>();
-      break;
-    case 2:
-      CpAsyncWait<2>();
-      break;
-    case 3:
-      CpAsyncWait<3>();
-      break;
-    case 4:
-      CpAsyncWait<4>();
-      break;
-    case 5:
-      CpAsyncWait<5>();
-      break;
-    case 6:
-      CpAsyncWait<6>();
-      break;
-    case 7:
-      CpAsyncWait<7>();
-      break;
-    default:
-      CpAsyncWait<8>();
-      break;
-  }
-}
+struct SkinnyBarriers {
+  uint64_t full[kSkinnyMaxStages], empty[kSkinnyMaxStages];
+  uint64_t x_full[kSkinnyXSlots], x_empty[kSkinnyXSlots];
+  uint64_t sums_full[kSkinnyFinishers], sums_empty[kSkinnyFinishers];  // of a finisher's partial sums
+};
 
-__device__ __forceinline__ void PrefetchL2(const void* p, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes) : "memory");
-}
-
-// The walk of one warp over its chunks, tile after tile; one cursor issues copies.
-struct SkinnyCursor {
-  int tile;
-  int chunk;
-  const __nv_bfloat16* low;  // row g of the first group, at the lane's k of chunk 0
-  const __nv_bfloat16* high;
-
-  __device__ __forceinline__ void Start(const SkinnyArgs& a, int first_tile, int warp, int lane) {
-    tile = first_tile;
-    chunk = warp;
-    Point(a, lane);
-  }
-  __device__ __forceinline__ void Point(const SkinnyArgs& a, int lane) {
-    const TileRows rows = RowsOfTile(a, tile);
-    const __nv_bfloat16* w = a.p.w + 8 * (lane % 4);
-    low = w + static_cast<size_t>(rows.first + lane / 4) * a.p.k;
-    high = w + static_cast<size_t>(rows.second + lane / 4) * a.p.k;
-  }
-  __device__ __forceinline__ bool Valid(const SkinnyArgs& a) const { return tile < a.tiles && chunk < a.chunks; }
-  __device__ __forceinline__ void Advance(const SkinnyArgs& a, int warp, int lane) {
-    chunk += kSkinnyWarps;
-    if (chunk < a.chunks) return;
-    chunk = warp;
-    tile += static_cast<int>(gridDim.x);
-    if (tile < a.tiles) Point(a, lane);
-  }
-  // `stage` is the lane's first 16 bytes of it.
-  __device__ __forceinline__ void CopyWeights(uint32_t stage) const {
-    const int k = chunk * kSkinnyChunk;
-    CpAsync16(stage, low + k);
-    CpAsync16(stage + 512, high + k);
-    CpAsync16(stage + 1024, low + k + 32);
-    CpAsync16(stage + 1536, high + k + 32);
-  }
-  template <int kTokenTiles>
-  __device__ __forceinline__ void CopyX(const SkinnyArgs& a, uint32_t stage, int lane) const {
-#pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) {
-      const int token = 8 * j + lane / 4;
-      if (token < a.p.m) {
-        const __nv_bfloat16* x = a.p.x + static_cast<size_t>(token) * a.p.k + chunk * kSkinnyChunk + 8 * (lane % 4);
-        CpAsync16(stage + 2048 + 1024 * j, x);
-        CpAsync16(stage + 2048 + 1024 * j + 512, x + 32);
-      }
-    }
+// A walk around a ring of `size` stages.
+struct RingWalk {
+  int size;
+  int index = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void Advance() {
+    if (++index == size) index = 0, phase ^= 1;
   }
 };
 
-// Sends for the slabs behind the ring: 16 threads, a row each.
-__device__ __forceinline__ void PrefetchWeights(const SkinnyArgs& a) {
-  const int row = static_cast<int>(threadIdx.x);
-  if (row >= kSkinnyTileRows) return;
-  const int per_tile = (a.p.k + kSkinnySlab - 1) / kSkinnySlab;
-  const int first = a.tuning.stages * kSkinnyWarps * kSkinnyChunk / kSkinnySlab;
-  for (int slab = first; slab < first + a.tuning.prefetch_slabs; ++slab) {
-    const int tile = static_cast<int>(blockIdx.x) + slab / per_tile * static_cast<int>(gridDim.x);
-    if (tile >= a.tiles) return;
-    const TileRows rows = RowsOfTile(a, tile);
-    const int from = slab % per_tile * kSkinnySlab;
-    const int w_row = row < 8 ? rows.first + row : rows.second + row - 8;
-    PrefetchL2(a.p.w + static_cast<size_t>(w_row) * a.p.k + from,
-               static_cast<uint32_t>(min(kSkinnySlab, a.p.k - from)) * 2);
+__device__ __forceinline__ int FirstTile(const SkinnyOp& op) {
+  return static_cast<int>((blockIdx.x + op.shift) % gridDim.x);
+}
+
+__device__ __forceinline__ unsigned LoadAcquire(const unsigned* p) {
+  unsigned v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+  return v;
+}
+__device__ __forceinline__ void AddRelease(unsigned* p) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p) : "memory");
+}
+
+// Until all tiles of op `op` are finished. One thread; traps after seconds.
+__device__ __forceinline__ void WaitForOp(const SkinnyArgs& c, int op) {
+  const auto tiles = static_cast<unsigned>(c.ops[op].tiles);
+  const long long start = clock64();
+  while (LoadAcquire(c.counters + 32 * op) < tiles) {
+    if (clock64() - start > 8'000'000'000LL) __trap();
   }
 }
 
-// Brings x to shared memory, normalised if asked for: bf16(weight * bf16(x * rsqrt(mean(x^2) + eps))). A row belongs to
-// 8 / m warps (at least one). `norm` is the norm weight in shared memory, complete after the barrier in here if every
-// thread has waited for its own copies of it. Ends with a barrier.
-__device__ __forceinline__ void LoadX(const SkinnyArgs& a, char* x_shared, const uint4* norm, float* sums) {
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int vectors = a.p.k / 8;
-  int group_warps = kSkinnyWarps;
-  while (group_warps > 1 && kSkinnyWarps / group_warps < a.p.m) group_warps /= 2;
-  const int groups = kSkinnyWarps / group_warps;
-  const int step = group_warps * 32;
-  const int first = static_cast<int>(threadIdx.x) % step;
-  for (int base = 0; base < a.p.m; base += groups) {
-    const int row = base + warp / group_warps;
-    uint4* to = reinterpret_cast<uint4*>(x_shared + row * a.x_pitch);
-    float sum = 0;
-    if (row < a.p.m) {
-      const uint4* from = reinterpret_cast<const uint4*>(a.p.x + static_cast<size_t>(row) * a.p.k);
-      for (int i = first; i < vectors; i += 8 * step) {
-        uint4 v[8];
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          if (i + j * step < vectors) v[j] = __ldcg(from + i + j * step);
-        }
-#pragma unroll
-        for (int j = 0; j < 8; ++j) {
-          if (i + j * step >= vectors) continue;
-          float f[8];
-          Unpack8(v[j], f);
-#pragma unroll
-          for (int e = 0; e < 8; ++e) sum = fmaf(f[e], f[e], sum);
-          to[i + j * step] = v[j];
-        }
+// The block's share of the weights that come next, into L2. One thread.
+__device__ __forceinline__ void PrefetchNext(const SkinnyArgs& c) {
+  constexpr size_t kPiece = 16384;
+  for (size_t at = blockIdx.x * kPiece; at < c.next_bytes; at += gridDim.x * kPiece) {
+    const auto bytes = static_cast<uint32_t>(c.next_bytes - at < kPiece ? (c.next_bytes - at) / 16 * 16 : kPiece);
+    if (bytes == 0) return;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(c.next_weights + at), "r"(bytes) : "memory");
+  }
+}
+
+__device__ __forceinline__ void TmaPrefetch3d(const CUtensorMap* map, int c0, int c1, int c2) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(map), "r"(c0), "r"(c1),
+               "r"(c2)
+               : "memory");
+}
+
+// A walk over the block's stages of weights: all ops, all tiles, all of k.
+struct StageWalk {
+  int op = 0, tile = 0, stage = -1;
+  TileRows rows = {0, 0};
+
+  __device__ __forceinline__ explicit StageWalk(const SkinnyArgs& c) {
+    tile = FirstTile(c.ops[0]);
+    FindTile(c);
+  }
+  __device__ __forceinline__ bool Valid(const SkinnyArgs& c) const { return op < c.count; }
+  __device__ __forceinline__ void Advance(const SkinnyArgs& c) {
+    if (++stage < c.ops[op].stages_per_tile) return;
+    tile += static_cast<int>(gridDim.x);
+    FindTile(c);
+  }
+
+ private:
+  __device__ __forceinline__ void FindTile(const SkinnyArgs& c) {
+    stage = 0;
+    while (tile >= c.ops[op].tiles) {
+      if (++op == c.count) return;
+      tile = FirstTile(c.ops[op]);
+    }
+    rows = RowsOfTile(c.ops[op], tile);
+  }
+};
+
+// The weight stream: one thread. `ahead` runs c.prefetch_stages before the ring's own loads and sends for its stages
+// into L2, so that the memory has work while the ring is full and the block waits. The trigger comes when only
+// c.trigger_lead stages are left to be sent for: the next kernel's stream then follows this one without a gap, and does
+// not push it aside before.
+__device__ __forceinline__ void SendForWeights(const SkinnyArgs& c, char* ring, SkinnyBarriers& barriers) {
+  StageWalk now(c), ahead(c);
+  RingWalk at{c.stages};
+  int left = 0, sent = 0;
+  for (int op = 0; op < c.count; ++op) {
+    const int tiles = c.ops[op].tiles - FirstTile(c.ops[op]) + static_cast<int>(gridDim.x) - 1;
+    left += max(tiles, 0) / static_cast<int>(gridDim.x) * c.ops[op].stages_per_tile;
+  }
+  bool waited = false, triggered = false, prefetched = c.prefetch_stages == 0;
+  int distance = 0;  // of `ahead` before `now`
+#pragma unroll 1
+  for (; now.Valid(c); now.Advance(c), ++sent, --distance) {
+    if (sent >= c.stages) {
+      if (!waited) PdlWait();
+      waited = true;
+      if (!triggered && left - sent <= c.trigger_lead) PdlTrigger(), triggered = true;
+      MbarrierWait(&barriers.empty[at.index], at.phase ^ 1);
+    }
+    MbarrierArriveExpect(&barriers.full[at.index], kSkinnyStageBytes);
+    char* to = ring + at.index * kSkinnyStageBytes;
+    const CUtensorMap* map = &c.w_maps[now.op];
+    TmaLoad3d(to, map, &barriers.full[at.index], 0, now.rows.first, kSkinnyStageChunks * now.stage);
+    TmaLoad3d(to + kSkinnyStageBytes / 2, map, &barriers.full[at.index], 0, now.rows.second,
+              kSkinnyStageChunks * now.stage);
+    at.Advance();
+    if (sent + 1 < c.stages) continue;
+    while (!prefetched && distance <= c.prefetch_stages) {
+      if (distance > 0) {
+        if (!ahead.Valid(c)) break;
+        TmaPrefetch3d(&c.w_maps[ahead.op], 0, ahead.rows.first, kSkinnyStageChunks * ahead.stage);
+        TmaPrefetch3d(&c.w_maps[ahead.op], 0, ahead.rows.second, kSkinnyStageChunks * ahead.stage);
       }
+      if (ahead.Valid(c)) ahead.Advance(c);
+      ++distance;
     }
-    if (a.p.norm_weight == nullptr) continue;
-    sum = LaneSum(sum);
-    __syncthreads();  // sums are free, norm weights are complete
-    if (threadIdx.x % 32 == 0) sums[warp] = sum;
-    __syncthreads();
-    if (row >= a.p.m) continue;
-    float total = 0;
-    for (int w = 0; w < group_warps; ++w) total += sums[warp / group_warps * group_warps + w];
-    const float scale = rsqrtf(total / static_cast<float>(a.p.k) + a.p.norm_eps);
-#pragma unroll 4
-    for (int i = first; i < vectors; i += step) {
-      float f[8], w[8];
-      Unpack8(to[i], f);
-      Unpack8(norm[i], w);
-#pragma unroll
-      for (int e = 0; e < 8; ++e) f[e] = w[e] * RoundBf16(f[e] * scale);
-      to[i] = Pack8(f);
-    }
+    if (!prefetched && !ahead.Valid(c)) PrefetchNext(c), prefetched = true;
   }
-  __syncthreads();
+  if (!prefetched || c.prefetch_stages == 0) PrefetchNext(c);
+  if (!waited) PdlWait();
+  if (!triggered) PdlTrigger();
 }
 
-// One stage into the accumulators; two sets of them, so that fewer products wait for each other.
+// x of the ops whose x streams: one thread.
 template <int kTokenTiles>
-__device__ __forceinline__ void MultiplyStage(const uint4* w, const uint4 (&x)[2][kTokenTiles],
-                                              float (&c)[2][kTokenTiles][4]) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const uint4 low = w[64 * half], high = w[64 * half + 32];
-#pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) {
-      const uint32_t first[4] = {low.x, high.x, low.y, high.y};
-      MmaBf16(c[half][j], first, x[half][j].x, x[half][j].y);
-    }
-#pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) {
-      const uint32_t second[4] = {low.z, high.z, low.w, high.w};
-      MmaBf16(c[half][j], second, x[half][j].z, x[half][j].w);
-    }
-  }
-}
-
-// Adds the warps' partial sums of a tile in the order of the warps.
-template <int kTokenTiles>
-__device__ __forceinline__ void SumPartials(const float4* partial, int lane, float (&c)[kTokenTiles][4]) {
-#pragma unroll
-  for (int j = 0; j < kTokenTiles; ++j) {
-    float4 v[kSkinnyWarps];
-#pragma unroll
-    for (int w = 0; w < kSkinnyWarps; ++w) v[w] = partial[(w * kTokenTiles + j) * 32 + lane];
-#pragma unroll
-    for (int w = 1; w < kSkinnyWarps; ++w) {
-      v[0] = make_float4(v[0].x + v[w].x, v[0].y + v[w].y, v[0].z + v[w].z, v[0].w + v[w].w);
-    }
-    c[j][0] = v[0].x, c[j][1] = v[0].y, c[j][2] = v[0].z, c[j][3] = v[0].w;
-  }
-}
-
-// The block's best logit per token to global memory; the last block of the grid reduces all blocks' (a total order, so
-// the order of arrival does not matter) and leaves the counter at zero.
-template <int kTokenTiles>
-__device__ void FinishArgmax(const SkinnyArgs& a, Best (&best)[kTokenTiles][2], SkinnyBest* shared, bool* last) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  __syncthreads();
-#pragma unroll
-  for (int j = 0; j < kTokenTiles; ++j) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      Best b = best[j][i];
-#pragma unroll
-      for (int offset = 4; offset < 32; offset *= 2) {
-        b = BestOp()(
-            b, Best{__shfl_xor_sync(0xffffffffu, b.value, offset), __shfl_xor_sync(0xffffffffu, b.index, offset)});
-      }
-      if (lane < 4) shared[warp * 8 * kTokenTiles + 8 * j + 2 * lane + i] = {b.value, b.index};
-    }
-  }
-  __syncthreads();
-  const int token = static_cast<int>(threadIdx.x);
-  if (token < a.p.m) {
-    Best b{shared[token].value, shared[token].index};
-    for (int w = 1; w < kSkinnyWarps; ++w) {
-      const SkinnyBest other = shared[w * 8 * kTokenTiles + token];
-      b = BestOp()(b, Best{other.value, other.index});
-    }
-    a.partials[blockIdx.x * a.p.m + token] = {b.value, b.index};
-    __threadfence();
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) *last = atomicAdd(a.arrivals, 1u) == gridDim.x - 1;
-  __syncthreads();
-  if (!*last) return;
-  __threadfence();
-  for (int row = warp; row < a.p.m; row += kSkinnyWarps) {
-    Best b{-INFINITY, INT32_MAX};
-    for (int block = lane; block < static_cast<int>(gridDim.x); block += 32) {
-      const int2 raw = __ldcg(reinterpret_cast<const int2*>(a.partials) + block * a.p.m + row);
-      b = BestOp()(b, Best{__int_as_float(raw.x), raw.y});
-    }
-    b = LaneBest(b);
-    if (lane != 0) continue;
-    if (a.argmax != nullptr) a.argmax[row] = b.index == INT32_MAX ? 0 : b.index;  // all NaN: a token that exists
-    if (a.best != nullptr) a.best[row] = __float2bfloat16_rn(b.value);
-  }
-  if (threadIdx.x == 0) *a.arrivals = 0;
-}
-
-template <int kTokenTiles, bool kResident>
-__global__ __launch_bounds__(kSkinnyThreads, 2) void SkinnyKernel(const __grid_constant__ SkinnyArgs a) {
-  extern __shared__ __align__(128) char shared[];
-  __shared__ float sums[kSkinnyWarps];
-  __shared__ bool last;
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int g = lane / 4, t = lane % 4;
-  constexpr int kStage = SkinnyStageBytes(kTokenTiles, kResident);
-  const int stages = a.tuning.stages;
-  float4* partials = reinterpret_cast<float4*>(shared);
-  char* ring = shared + SkinnyPartialBytes(kTokenTiles) + warp * stages * kStage + lane * 16;
-  const uint32_t ring_address = SharedAddress(ring);
-  char* x_shared = shared + SkinnyPartialBytes(kTokenTiles) + kSkinnyWarps * stages * kStage;
-  uint4* norm = reinterpret_cast<uint4*>(x_shared + a.p.m * a.x_pitch);
-
-  // Constants only: norm weights, the ring's first lap, more for L2.
-  if (kResident && a.p.norm_weight != nullptr) {
-    for (int i = threadIdx.x; i < a.p.k / 8; i += kSkinnyThreads) {
-      CpAsync16(SharedAddress(norm + i), a.p.norm_weight + 8 * i);
-    }
-  }
-  CpAsyncCommit();
-  SkinnyCursor next;
-  next.Start(a, static_cast<int>(blockIdx.x), warp, lane);
-  for (int s = 0; s < stages; ++s) {
-    if (next.Valid(a)) {
-      next.CopyWeights(ring_address + s * kStage);
-      next.Advance(a, warp, lane);
-    }
-    CpAsyncCommit();
-  }
-  PrefetchWeights(a);
+__device__ __forceinline__ void SendForX(const SkinnyArgs& c, char* slots, SkinnyBarriers& barriers) {
+  RingWalk at{kSkinnyXSlots};
   PdlWait();
-
-  if constexpr (kResident) {
-    CpAsyncWaitDynamic(stages);  // the norm weights, the oldest group
-    LoadX(a, x_shared, norm, sums);
-  } else {
-    SkinnyCursor x_next;
-    x_next.Start(a, static_cast<int>(blockIdx.x), warp, lane);
-    for (int s = 0; s < stages; ++s) {
-      if (x_next.Valid(a)) {
-        x_next.CopyX<kTokenTiles>(a, ring_address + s * kStage, lane);
-        x_next.Advance(a, warp, lane);
+#pragma unroll 1
+  for (int op = 0; op < c.count; ++op) {
+    const SkinnyOp& o = c.ops[op];
+    if (!o.x_streams || FirstTile(o) >= o.tiles) continue;
+    // The slots lie where x of the op before stayed; once its tiles are finished nobody reads that any more.
+    if (op > 0) WaitForOp(c, op - 1);
+    FenceProxyAsync();  // x was written by ordinary stores
+#pragma unroll 1
+    for (int tile = FirstTile(o); tile < o.tiles; tile += static_cast<int>(gridDim.x)) {
+#pragma unroll 1
+      for (int i = 0; i < o.stages_per_tile; ++i) {
+        MbarrierWait(&barriers.x_empty[at.index], at.phase ^ 1);
+        MbarrierArriveExpect(&barriers.x_full[at.index], SkinnyXSlotBytes(kTokenTiles));
+        TmaLoad3d(slots + at.index * SkinnyXSlotBytes(kTokenTiles), &c.x_maps[op], &barriers.x_full[at.index], 0, 0,
+                  kSkinnyStageChunks * i);
+        at.Advance();
       }
-      CpAsyncCommit();
+    }
+  }
+}
+
+// The last block to leave sets the counters back for the next launch.
+__device__ __forceinline__ void LeaveOps(const SkinnyArgs& c) {
+  if (threadIdx.x != 0 || c.counters == nullptr) return;
+  unsigned* exits = c.counters + 32 * kSkinnyMaxOps;
+  __threadfence();
+  if (atomicAdd(exits, 1u) != gridDim.x - 1) return;
+  for (int i = 0; i <= kSkinnyMaxOps; ++i) c.counters[32 * i] = 0;
+}
+
+// Shared memory besides the rings.
+struct SkinnyShared {
+  SkinnyBarriers barriers;
+  uint4 zeros;
+  float sums[kSkinnyWarps];
+  SkinnyBest best[kSkinnyFinishers * kSkinnyMaxRows];
+  bool last;
+};
+
+// One of the eight warps that multiply.
+template <int kTokenTiles>
+struct Multiplier {
+  int warp, lane;
+  LaneAddresses<kTokenTiles> lanes;
+  uint32_t ring, x, zeros;  // shared addresses
+  RingWalk at, x_at, sums_at{kSkinnyFinishers};
+
+  __device__ __forceinline__ Multiplier(const SkinnyArgs& c, const char* ring_base, const char* x_shared,
+                                        const SkinnyShared& shared)
+      : warp(static_cast<int>(threadIdx.x) / 32),
+        lane(static_cast<int>(threadIdx.x) % 32),
+        lanes(warp, lane),
+        ring(SharedAddress(ring_base)),
+        x(SharedAddress(x_shared)),
+        zeros(SharedAddress(&shared.zeros)),
+        at{c.stages},
+        x_at{kSkinnyXSlots} {}
+
+  // This warp's part of a tile's sums over k.
+  __device__ __forceinline__ void Multiply(const SkinnyOp& a, SkinnyBarriers& barriers,
+                                           float (&sum)[2 * kSkinnyWarpChunks][kTokenTiles][4]) {
+    const int rows = a.p.m, chunks = a.p.k / kSkinnyChunk, end = a.stages_per_tile * kSkinnyStageChunks;
+    const bool streams = a.x_streams;
+#pragma unroll 1
+    for (int chunk = warp * kSkinnyWarpChunks; chunk < end; chunk += kSkinnyStageChunks) {
+      MbarrierWait(&barriers.full[at.index], at.phase);
+      const uint32_t stage = ring + at.index * kSkinnyStageBytes;
+      uint32_t from = x + chunk * rows * 128, step = rows * 128;
+      if (streams) {
+        MbarrierWait(&barriers.x_full[x_at.index], x_at.phase);
+        step = kTokenTiles * 1024;
+        from = x + x_at.index * SkinnyXSlotBytes(kTokenTiles) + warp * kSkinnyWarpChunks * step;
+      }
+      if (streams || chunk + 1 < chunks) {
+        MultiplyChunks<kTokenTiles, 2>(lanes, stage, from, step, zeros, rows, sum);
+      } else if (chunk < chunks) {
+        MultiplyChunks<kTokenTiles, 1>(lanes, stage, from, step, zeros, rows, sum);
+      }
+      if (lane == 0) {
+        MbarrierArrive(&barriers.empty[at.index]);
+        if (streams) MbarrierArrive(&barriers.x_empty[x_at.index]);
+      }
+      at.Advance();
+      if (streams) x_at.Advance();
     }
   }
 
+  __device__ __forceinline__ void Tile(const SkinnyOp& a, float4* partials, SkinnyBarriers& barriers) {
+    float sum[2 * kSkinnyWarpChunks][kTokenTiles][4] = {};
+    Multiply(a, barriers, sum);
+    MbarrierWait(&barriers.sums_empty[sums_at.index], sums_at.phase ^ 1);
+    StorePartial<kTokenTiles>(sum, partials + sums_at.index * kSkinnyWarps * kTokenTiles * 32, warp, lane);
+    __syncwarp();
+    if (lane == 0) MbarrierArrive(&barriers.sums_full[sums_at.index]);
+    sums_at.Advance();
+  }
+};
+
+template <int kTokenTiles>
+__device__ __forceinline__ void MultiplyOps(const SkinnyArgs& c, char* ring, char* x_shared, float4* partials,
+                                            SkinnyShared& shared) {
+  Multiplier<kTokenTiles> multiplier(c, ring, x_shared, shared);
+#pragma unroll 1
+  for (int op = 0; op < c.count; ++op) {
+    const SkinnyOp& a = c.ops[op];
+    int tile = FirstTile(a);
+    if (tile >= a.tiles) continue;
+    if (op > 0) {
+      if (threadIdx.x == 0) WaitForOp(c, op - 1);
+      ConsumerSync();  // also: nobody reads the x of the op before any more
+    }
+    if (!a.x_streams) {
+      LoadX(a, x_shared, reinterpret_cast<const uint4*>(x_shared + c.x_bytes + a.norm_offset), shared.sums);
+    }
+#pragma unroll 1
+    for (; tile < a.tiles; tile += static_cast<int>(gridDim.x)) multiplier.Tile(a, partials, shared.barriers);
+  }
+}
+
+// One of the warps that finish: every kSkinnyFinishers-th tile of the block.
+template <int kTokenTiles>
+__device__ __forceinline__ void FinishOps(const SkinnyArgs& c, const float4* partials, SkinnyShared& shared,
+                                          int finisher) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const float4* partial = partials + finisher * kSkinnyWarps * kTokenTiles * 32;
   Best best[kTokenTiles][2];
 #pragma unroll
   for (int j = 0; j < kTokenTiles; ++j) best[j][0] = best[j][1] = Best{-INFINITY, INT32_MAX};
-  const int my_tiles = (a.tiles - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) / gridDim.x;
-  int until_trigger = max(0, my_tiles * ((a.chunks + kSkinnyWarps - 1) / kSkinnyWarps) - a.tuning.trigger_lead);
-  int stage = 0;
-  for (int i = 0; i < my_tiles; ++i) {
-    const TileRows rows = RowsOfTile(a, static_cast<int>(blockIdx.x) + i * static_cast<int>(gridDim.x));
-    const bool finisher = warp == i % kSkinnyWarps;
-    EpilogueInputs inputs[kTokenTiles];
-    if (finisher) {
+  int turn = 0;
+  uint32_t phase = 0;
+#pragma unroll 1
+  for (int op = 0; op < c.count; ++op) {
+    const SkinnyOp& a = c.ops[op];
+    const bool is_last = op + 1 == c.count;
+    int tile = FirstTile(a);
+    if (tile >= a.tiles) continue;
+    TokenPlaces places[kTokenTiles];
 #pragma unroll
-      for (int j = 0; j < kTokenTiles; ++j) LoadEpilogueInputs(a, rows, lane, j, inputs[j]);
-    }
-    float c[2][kTokenTiles][4] = {};
-    for (int chunk = warp; chunk < a.chunks; chunk += kSkinnyWarps) {
-      if (warp == 0 && until_trigger-- == 0) PdlTrigger();
-      CpAsyncWaitDynamic(stages - 1);
-      const uint4* from = reinterpret_cast<const uint4*>(ring + stage * kStage);
-      uint4 x[2][kTokenTiles];
+    for (int j = 0; j < kTokenTiles; ++j) LoadTokenPlaces(a, lane, j, places[j]);
+    if (op > 0 && lane == 0) WaitForOp(c, op - 1);
+    __syncwarp();
+#pragma unroll 1
+    for (; tile < a.tiles; tile += static_cast<int>(gridDim.x), ++turn) {
+      if (turn % kSkinnyFinishers != finisher) continue;
+      const TileRows rows = RowsOfTile(a, tile);
+      EpilogueInputs inputs[kTokenTiles];
 #pragma unroll
-      for (int j = 0; j < kTokenTiles; ++j) {
-        const int token = 8 * j + g;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          x[half][j] = make_uint4(0, 0, 0, 0);
-          if (token >= a.p.m) continue;
-          if constexpr (kResident) {
-            x[half][j] = *reinterpret_cast<const uint4*>(x_shared + token * a.x_pitch + chunk * (2 * kSkinnyChunk) +
-                                                         64 * half + 16 * t);
-          } else {
-            x[half][j] = from[128 + 64 * j + 32 * half];
-          }
-        }
-      }
-      MultiplyStage<kTokenTiles>(from, x, c);
-      if (next.Valid(a)) {
-        next.CopyWeights(ring_address + stage * kStage);
-        if constexpr (!kResident) next.CopyX<kTokenTiles>(a, ring_address + stage * kStage, lane);
-        next.Advance(a, warp, lane);
-      }
-      CpAsyncCommit();
-      if (++stage == stages) stage = 0;
-    }
-    float4* partial = partials + (i & 1) * kSkinnyWarps * kTokenTiles * 32;
-#pragma unroll
-    for (int j = 0; j < kTokenTiles; ++j) {
-      partial[(warp * kTokenTiles + j) * 32 + lane] = make_float4(c[0][j][0] + c[1][j][0], c[0][j][1] + c[1][j][1],
-                                                                  c[0][j][2] + c[1][j][2], c[0][j][3] + c[1][j][3]);
-    }
-    // The only barrier per tile: the other half of `partials` was read by a warp that has arrived here since.
-    __syncthreads();
-    if (finisher) {
+      for (int j = 0; j < kTokenTiles; ++j) LoadEpilogueInputs(a, rows, lane, j, places[j], inputs[j]);
+      MbarrierWait(&shared.barriers.sums_full[finisher], phase);
+      phase ^= 1;
       float total[kTokenTiles][4];
       SumPartials<kTokenTiles>(partial, lane, total);
+      __syncwarp();
+      if (lane == 0) MbarrierArrive(&shared.barriers.sums_empty[finisher]);
 #pragma unroll
-      for (int j = 0; j < kTokenTiles; ++j) FinishTokenTile(a, rows, lane, j, total[j], inputs[j], best[j]);
+      for (int j = 0; j < kTokenTiles; ++j) {
+        FinishTokenTile(a, rows, lane, j, total[j], places[j], inputs[j], is_last && c.partials != nullptr, best[j]);
+      }
+      if (is_last) continue;
+      __syncwarp();  // the release below covers the whole warp's stores
+      if (lane == 0) AddRelease(c.counters + 32 * op);
     }
   }
-  if (a.partials != nullptr) FinishArgmax<kTokenTiles>(a, best, reinterpret_cast<SkinnyBest*>(shared), &last);
+  if (c.partials != nullptr) StoreBest<kTokenTiles>(best, shared.best, finisher, lane);
+}
+
+__device__ __forceinline__ void InitBarriers(const SkinnyArgs& c, SkinnyShared& shared) {
+  for (int i = 0; i < c.stages; ++i) {
+    MbarrierInit(&shared.barriers.full[i], 1);
+    MbarrierInit(&shared.barriers.empty[i], kSkinnyWarps);
+  }
+  for (int i = 0; i < kSkinnyXSlots; ++i) {
+    MbarrierInit(&shared.barriers.x_full[i], 1);
+    MbarrierInit(&shared.barriers.x_empty[i], kSkinnyWarps);
+  }
+  for (int i = 0; i < kSkinnyFinishers; ++i) {
+    MbarrierInit(&shared.barriers.sums_full[i], kSkinnyWarps);
+    MbarrierInit(&shared.barriers.sums_empty[i], 1);
+  }
+  MbarrierInitFence();
+  shared.zeros = make_uint4(0, 0, 0, 0);
+}
+
+template <int kTokenTiles>
+__global__ __launch_bounds__(kSkinnyBlock,
+                             kTokenTiles == 1 ? 2 : 1) void SkinnyKernel(const __grid_constant__ SkinnyArgs c) {
+  extern __shared__ char dynamic[];
+  __shared__ SkinnyShared shared;
+  char* ring = dynamic + ((1024 - (SharedAddress(dynamic) & 1023)) & 1023);
+  char* x_shared = ring + c.stages * kSkinnyStageBytes;
+  float4* partials = reinterpret_cast<float4*>(x_shared + c.x_bytes + c.norm_bytes);
+  const int warp = static_cast<int>(threadIdx.x) / 32, finisher = warp - kSkinnyWarps;
+  if (threadIdx.x == 0) InitBarriers(c, shared);
+  __syncthreads();
+  if (finisher >= kSkinnyFinishers) {
+    if (threadIdx.x % 32 != 0) return;
+    if (finisher == kSkinnyFinishers) {
+      SendForWeights(c, ring, shared.barriers);
+    } else {
+      SendForX<kTokenTiles>(c, x_shared, shared.barriers);
+    }
+    return;
+  }
+  if (finisher >= 0) {
+    PdlWait();
+    FinishOps<kTokenTiles>(c, partials, shared, finisher);
+  } else {
+    // Norm weights are constants too.
+    for (int op = 0; op < c.count; ++op) {
+      const SkinnyOp& a = c.ops[op];
+      if (a.p.norm_weight == nullptr) continue;
+      for (int i = static_cast<int>(threadIdx.x); i < a.p.k / 8; i += kSkinnyThreads) {
+        CpAsync16(SharedAddress(x_shared + c.x_bytes + a.norm_offset + 16 * i), a.p.norm_weight + 8 * i);
+      }
+    }
+    CpAsyncCommit();
+    PdlWait();
+    CpAsyncWait<0>();  // seen by the other threads after the barriers of LoadX
+    MultiplyOps<kTokenTiles>(c, ring, x_shared, partials, shared);
+  }
+  ComputeSync();
+  if (c.partials != nullptr) FinishArgmax<kTokenTiles>(c, c.ops[c.count - 1].p.m, shared.best, &shared.last);
+  LeaveOps(c);
 }
 
 }  // namespace agentserve::kernels::cuda

@@ -9,16 +9,17 @@ namespace agentserve::kernels::cuda {
 
 struct TileArgs {
   CUtensorMap x;         // [m][k], boxes of block_m x 64
-  CUtensorMap w;         // [n][k], boxes of block_n (per block of the cluster) x 64
-  CUtensorMap y;         // boxes of 64 x 64; for kQkv the q part
-  CUtensorMap residual;  // as y, kResidual only
+  CUtensorMap w;         // [n][k], boxes of block_n x 64
+  CUtensorMap y;         // boxes of 64 x 64; direct epilogues only
+  CUtensorMap residual;  // as y
+  LinearEpilogue epilogue = LinearEpilogue::kNone;
   QkvOutput qkv;
-  float* partials = nullptr;  // split-K: [tile][split][block_m * block_n]
-  int* counters = nullptr;    // split-K: [tile][consumer], zero between calls
+  __nv_bfloat16* y_rows = nullptr;               // deferred epilogues and splits
+  const __nv_bfloat16* residual_rows = nullptr;  // null without a residual
   int m = 0, n = 0, k = 0;
-  int units_m = 0, tiles_n = 0;  // rows of tiles (of clusters, if there are), columns of tiles
-  int group_m = 0;               // units of one super-row of the raster
-  int splits = 1;
+  int units_m = 0, tiles_n = 0;  // rows and columns of tiles
+  int group_m = 0;               // rows of tiles in one super-row of the raster
+  int splits = 1;                // of k, over the blocks of a cluster
 };
 
 }  // namespace agentserve::kernels::cuda

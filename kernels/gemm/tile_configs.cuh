@@ -7,12 +7,8 @@
 namespace agentserve::kernels::cuda {
 
 using Tile128x256 = TileConfig<128, 256, 4, 2>;
-using Tile128x256Multicast = TileConfig<128, 256, 4, 2, 2>;
 using Tile128x192 = TileConfig<128, 192, 4, 4>;
 using Tile128x128 = TileConfig<128, 128, 6, 2>;
-using Tile128x128Split = TileConfig<128, 128, 6, 2, 1, true>;
-using Tile64x256 = TileConfig<64, 256, 4, 2>;
 using Tile64x128 = TileConfig<64, 128, 8, 2>;
-using Tile64x128Split = TileConfig<64, 128, 8, 2, 1, true>;
 
 }  // namespace agentserve::kernels::cuda

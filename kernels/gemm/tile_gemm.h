@@ -8,37 +8,36 @@ namespace agentserve::kernels::cuda {
 
 struct TileArgs;
 
-// Tile of rows of x by rows of w. "Multicast": clusters of two blocks share the tile of w.
+// Tile of rows of x by rows of w. "Deferred": the epilogue
+// runs in warps of its own under the next tile; kSwiglu and kQkv need it, or splits.
 enum class TileShape : uint8_t {
   k128x256,
-  k128x256Multicast,
   k128x192,
   k128x128,
-  k64x256,
   k64x128,
+  k128x256Deferred,
+  k128x192Deferred,
+  k128x128Deferred,
+  k64x256Deferred,
+  k64x192Deferred,
+  k64x128Deferred,
   kCount,
 };
 
 struct TilePlan {
   TileShape shape = TileShape::k128x256;
-  int splits = 1;  // along k; > 1 only for k64x128 and k128x128
+  int splits = 1;  // of k, over a cluster: 2 or 4 with k128x128 and k64x128
 };
 
 const char* TileShapeName(TileShape shape);
-// Whether this shape can run the call: whole heads (kQkv) and whole gate and up groups per warpgroup, workspace for
-// splits.
+// Whether this shape can run the call: whole heads (kQkv) and whole gate and up groups per warpgroup.
 bool TileSupports(const LinearParams& params, const TilePlan& plan);
 // Requires TileSupports; norm_weight must be null.
 absl::Status TileLinear(const LinearParams& params, const TilePlan& plan, const LaunchContext& context);
-// Bytes of workspace past kWorkspaceZeroBytes that TileSupports asks for with splits.
-size_t TilePartialBytes(int m, int n, const TilePlan& plan);
-
-// One translation unit per epilogue (tile_gemm_*.cu).
-absl::Status LaunchTilePlain(TileShape shape, bool split, const TileArgs& args, int grid, const LaunchContext& context);
-absl::Status LaunchTileResidual(TileShape shape, bool split, const TileArgs& args, int grid,
-                                const LaunchContext& context);
-absl::Status LaunchTileSwiglu(TileShape shape, bool split, const TileArgs& args, int grid,
-                              const LaunchContext& context);
-absl::Status LaunchTileQkv(TileShape shape, bool split, const TileArgs& args, int grid, const LaunchContext& context);
+// One translation unit each (tile_*.cu).
+absl::Status LaunchTilePlain(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context);
+absl::Status LaunchTileResidual(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context);
+absl::Status LaunchTileSplit(const TilePlan& plan, const TileArgs& args, int tiles, const LaunchContext& context);
+absl::Status LaunchTileDeferred(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context);
 
 }  // namespace agentserve::kernels::cuda

@@ -2,24 +2,17 @@
 
 namespace agentserve::kernels::cuda {
 
-absl::Status LaunchTileResidual(TileShape shape, bool split, const TileArgs& args, int grid,
-                                const LaunchContext& context) {
+absl::Status LaunchTileResidual(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context) {
   constexpr auto kEpilogue = LinearEpilogue::kResidual;
   switch (shape) {
     case TileShape::k128x256:
       return LaunchTile<Tile128x256, kEpilogue>(args, grid, context);
-    case TileShape::k128x256Multicast:
-      return LaunchTile<Tile128x256Multicast, kEpilogue>(args, grid, context);
     case TileShape::k128x192:
       return LaunchTile<Tile128x192, kEpilogue>(args, grid, context);
     case TileShape::k128x128:
-      return split ? LaunchTile<Tile128x128Split, kEpilogue>(args, grid, context)
-                   : LaunchTile<Tile128x128, kEpilogue>(args, grid, context);
-    case TileShape::k64x256:
-      return LaunchTile<Tile64x256, kEpilogue>(args, grid, context);
+      return LaunchTile<Tile128x128, kEpilogue>(args, grid, context);
     case TileShape::k64x128:
-      return split ? LaunchTile<Tile64x128Split, kEpilogue>(args, grid, context)
-                   : LaunchTile<Tile64x128, kEpilogue>(args, grid, context);
+      return LaunchTile<Tile64x128, kEpilogue>(args, grid, context);
     default:
       return absl::InternalError("tile gemm: shape not compiled");
   }

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "kernels/tile/cluster.cuh"
 #include "kernels/tile/vec.cuh"
 
 namespace agentserve::kernels::cuda {
@@ -24,16 +25,6 @@ __device__ __forceinline__ void MbarrierInitFence() {
 
 __device__ __forceinline__ void MbarrierArrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
-}
-
-// Arrives at the barrier at the same offset in block `rank` of the cluster.
-__device__ __forceinline__ void MbarrierArriveCluster(uint64_t* barrier, uint32_t rank) {
-  asm volatile(
-      "{\n.reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(SharedAddress(barrier)),
-      "r"(rank)
-      : "memory");
 }
 
 // Arrives and announces `bytes` of bulk copies that complete on this phase (pending bytes stay below 2^20).
@@ -89,15 +80,6 @@ __device__ __forceinline__ void NamedBarrierSync(int id, int threads) {
 }
 __device__ __forceinline__ void NamedBarrierArrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-__device__ __forceinline__ void ClusterSync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-__device__ __forceinline__ uint32_t ClusterRank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
 }
 
 // Ordinary stores to shared memory before it are seen by bulk copies and wgmma issued after it and the next barrier.

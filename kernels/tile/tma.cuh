@@ -61,17 +61,6 @@ __device__ __forceinline__ void TmaLoad4d(void* to, const CUtensorMap* map, uint
       : "memory");
 }
 
-// Into the same offset of every block of the cluster named in `blocks` (bit per rank); each one's own barrier at the
-// same offset counts the bytes.
-__device__ __forceinline__ void TmaLoad2dMulticast(void* to, const CUtensorMap* map, uint64_t* barrier, int c0, int c1,
-                                                   uint16_t blocks) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%3, "
-      "%4}], [%2], %5;" ::"r"(SharedAddress(to)),
-      "l"(map), "r"(SharedAddress(barrier)), "r"(c0), "r"(c1), "h"(blocks)
-      : "memory");
-}
-
 // 1-D: `bytes`, `to` and `from` multiples of 16; no tensor map.
 __device__ __forceinline__ void BulkLoad(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(

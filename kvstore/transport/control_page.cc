@@ -52,9 +52,9 @@ void ReleaseFence() {
 }
 
 std::optional<PoolGeometry> ComputeGeometry(const engine::KvLayout& layout, uint32_t num_blocks, uint32_t num_slots,
-                                            size_t align) {
+                                            size_t align, bool blocks_in_file) {
   PoolGeometry g;
-  size_t piece = 0, words = 0, slots = 0, blocks = 0;
+  size_t piece = 0, words = 0, slots = 0;
   if (layout.dtype != engine::KvDtype::kBf16 && layout.dtype != engine::KvDtype::kFp32) return std::nullopt;
   if (num_blocks == 0 || layout.block_tokens == 0 || layout.block_tokens > 0xffff) return std::nullopt;
   bool ok = Mul(layout.block_tokens, layout.head_dim, &piece) && Mul(piece, layout.ElementBytes(), &piece) &&
@@ -63,7 +63,8 @@ std::optional<PoolGeometry> ComputeGeometry(const engine::KvLayout& layout, uint
   ok = Mul(num_blocks, sizeof(BlockWords), &words) && Add(words, sizeof(PoolHeader), &words) &&
        AlignUp(words, alignof(ProgressSlot), &g.slots_offset) && Mul(num_slots, sizeof(ProgressSlot), &slots) &&
        Add(slots, g.slots_offset, &slots) && AlignUp(slots, align, &g.control_bytes) &&
-       Mul(num_blocks, g.block_bytes, &blocks) && Add(blocks, g.control_bytes, &g.file_bytes);
+       Mul(num_blocks, g.block_bytes, &g.blocks_bytes) &&
+       Add(blocks_in_file ? g.blocks_bytes : 0, g.control_bytes, &g.file_bytes);
   if (!ok || g.file_bytes > static_cast<size_t>(std::numeric_limits<off_t>::max())) return std::nullopt;
   return g;
 }

@@ -15,7 +15,7 @@
 namespace agentserve::kvstore {
 
 inline constexpr uint64_t kPoolMagic = 0x31304b4c424b5641;
-inline constexpr uint32_t kPoolFormatVersion = 1;
+inline constexpr uint32_t kPoolFormatVersion = 2;
 inline constexpr size_t kWorkerIdBytes = 64;  // zero-padded, so at most 63 characters
 
 enum class BlockState : uint8_t { kFree = 0, kWriting = 1, kSealed = 2 };
@@ -50,7 +50,9 @@ struct PoolHeader {
   uint64_t control_bytes;
   uint64_t block_bytes;
   char worker_id[kWorkerIdBytes];
-  char reserved1[104];
+  uint32_t memory_kind;       // MemoryKind: whether the blocks are in this file
+  uint32_t digest_algorithm;  // DigestAlgorithm
+  char reserved1[96];
 };
 static_assert(sizeof(PoolHeader) == 256);
 
@@ -74,11 +76,12 @@ struct PoolGeometry {
   size_t slots_offset = 0;
   size_t control_bytes = 0;
   size_t block_bytes = 0;
-  size_t file_bytes = 0;
+  size_t blocks_bytes = 0;  // of all blocks together
+  size_t file_bytes = 0;    // control page, and the blocks if they are in the file
 };
 // `align` is the alignment of the first block (4 KiB or 2 MiB).
 std::optional<PoolGeometry> ComputeGeometry(const engine::KvLayout& layout, uint32_t num_blocks, uint32_t num_slots,
-                                            size_t align);
+                                            size_t align, bool blocks_in_file = true);
 
 // A view of a mapped control page. Does not own the mapping. Thread-safe as far as the words are (see the owner's
 // rules).

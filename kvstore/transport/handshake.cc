@@ -1,5 +1,7 @@
 #include "kvstore/transport/handshake.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <cstring>
 
 #include "base/strings.h"
@@ -15,14 +17,27 @@ struct Wire {
   uint64_t incarnation;
   uint64_t layout_fingerprint;
   uint64_t file_bytes;
+  uint32_t memory_kind;
+  uint32_t digest_algorithm;
+  uint64_t allocation_bytes;
+  uint8_t device_uuid[16];
 };
-static_assert(sizeof(Wire) == 40);
+static_assert(sizeof(Wire) == 72);
 
 }  // namespace
 
 std::string EncodeHello(const PoolHello& hello) {
-  const Wire w{kHandshakeMagic,   kHandshakeVersion,        static_cast<uint32_t>(hello.worker_id.size()),
-               hello.incarnation, hello.layout_fingerprint, hello.file_bytes};
+  Wire w{kHandshakeMagic,
+         kHandshakeVersion,
+         static_cast<uint32_t>(hello.worker_id.size()),
+         hello.incarnation,
+         hello.layout_fingerprint,
+         hello.file_bytes,
+         static_cast<uint32_t>(hello.memory.kind),
+         static_cast<uint32_t>(hello.memory.digest),
+         hello.memory.allocation_bytes,
+         {}};
+  std::memcpy(w.device_uuid, hello.memory.device_uuid.data(), sizeof(w.device_uuid));
   std::string out(sizeof(w), '\0');
   std::memcpy(out.data(), &w, sizeof(w));
   return out + hello.worker_id;
@@ -30,10 +45,11 @@ std::string EncodeHello(const PoolHello& hello) {
 
 absl::StatusOr<PoolHello> DecodeHello(std::string_view payload) {
   Wire w{};
-  if (payload.size() < sizeof(w)) {
+  // The version first: other versions may be shorter.
+  if (payload.size() < offsetof(Wire, id_bytes)) {
     return absl::DataLossError(base::StrCat("pool handshake of ", payload.size(), " bytes; at least ", sizeof(w)));
   }
-  std::memcpy(&w, payload.data(), sizeof(w));
+  std::memcpy(&w, payload.data(), std::min(sizeof(w), payload.size()));
   if (w.magic != kHandshakeMagic) return absl::DataLossError("pool handshake: the socket does not belong to a KV pool");
   if (w.version != kHandshakeVersion) {
     return absl::FailedPreconditionError(
@@ -43,7 +59,17 @@ absl::StatusOr<PoolHello> DecodeHello(std::string_view payload) {
     return absl::DataLossError(base::StrCat("pool handshake: worker id of ", w.id_bytes, " bytes in a message of ",
                                             payload.size(), "; 1..", kWorkerIdBytes - 1));
   }
-  return PoolHello{std::string(payload.substr(sizeof(w))), w.incarnation, w.layout_fingerprint, w.file_bytes};
+  if (w.memory_kind > static_cast<uint32_t>(MemoryKind::kCuda) ||
+      w.digest_algorithm > static_cast<uint32_t>(DigestAlgorithm::kPositionalSum)) {
+    return absl::DataLossError(base::StrCat("pool handshake: memory kind ", w.memory_kind, " and digest algorithm ",
+                                            w.digest_algorithm, " are not known"));
+  }
+  PoolHello hello{std::string(payload.substr(sizeof(w))), w.incarnation, w.layout_fingerprint, w.file_bytes, {}};
+  hello.memory.kind = static_cast<MemoryKind>(w.memory_kind);
+  hello.memory.digest = static_cast<DigestAlgorithm>(w.digest_algorithm);
+  hello.memory.allocation_bytes = w.allocation_bytes;
+  std::memcpy(hello.memory.device_uuid.data(), w.device_uuid, sizeof(w.device_uuid));
+  return hello;
 }
 
 }  // namespace agentserve::kvstore

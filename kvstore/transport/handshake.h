@@ -6,17 +6,20 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
+#include "kvstore/transport/block_memory.h"
 
 namespace agentserve::kvstore {
 
 inline constexpr uint64_t kHandshakeMagic = 0x31304f4c4c45484b;
-inline constexpr uint32_t kHandshakeVersion = 1;
+inline constexpr uint32_t kHandshakeVersion = 2;
 
 struct PoolHello {
   std::string worker_id;
   uint64_t incarnation = 0;
   uint64_t layout_fingerprint = 0;
   uint64_t file_bytes = 0;
+  // Of the blocks. A second descriptor comes with the message unless they are in the file.
+  MemoryFacts memory;
 };
 
 std::string EncodeHello(const PoolHello& hello);

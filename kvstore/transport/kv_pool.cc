@@ -11,7 +11,7 @@
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
-#include "kvstore/transport/digest.h"
+#include "kvstore/transport/host_memory.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
@@ -55,10 +55,12 @@ absl::Status CheckOptions(const KvPoolOptions& o) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Create(const KvPoolOptions& options) {
+absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Create(const KvPoolOptions& options,
+                                                       std::unique_ptr<BlockMemory> device_memory) {
   AS_RETURN_IF_ERROR(CheckOptions(options));
-  const auto geometry = ComputeGeometry(options.layout, options.num_blocks, options.num_progress_slots,
-                                        options.huge_pages ? kHugePageBytes : kPageBytes);
+  const auto geometry =
+      ComputeGeometry(options.layout, options.num_blocks, options.num_progress_slots,
+                      options.huge_pages ? kHugePageBytes : kPageBytes, /*blocks_in_file=*/device_memory == nullptr);
   if (!geometry) {
     return absl::InvalidArgumentError(base::StrCat(
         "KV pool: impossible shape: ", options.num_blocks, " blocks of ", options.layout.num_layers, " layers x ",
@@ -71,7 +73,11 @@ absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Create(const KvPoolOptions& opti
         "KV pool: ", options.num_blocks, " blocks need ", geometry->file_bytes >> 20, " MiB, but only ",
         available >> 20, " MiB of memory are available; ask for fewer blocks (--kv-blocks or --kv-memory-mib)"));
   }
-  std::unique_ptr<KvPool> pool(new KvPool(options));
+  if (device_memory != nullptr) {
+    const engine::KvPoolView& v = device_memory->view();
+    AS_CHECK(v.layout == options.layout && v.num_blocks == options.num_blocks) << "memory made for another pool";
+  }
+  std::unique_ptr<KvPool> pool(new KvPool(options, std::move(device_memory)));
   pool->geometry_ = *geometry;
   AS_RETURN_IF_ERROR(pool->Map());
   pool->WriteHeader();
@@ -112,6 +118,10 @@ absl::Status KvPool::Map() {
     return absl::UnavailableError(base::StrCat("KV pool: cannot seal the pool's size: ", strerror(errno)));
   }
   page_ = ControlPage(base_, geometry_);
+  if (memory_ == nullptr) {
+    memory_ = std::make_unique<HostMemory>(
+        engine::KvPoolView{base_ + geometry_.control_bytes, options_.num_blocks, options_.layout});
+  }
   return absl::OkStatus();
 }
 
@@ -133,12 +143,10 @@ void KvPool::WriteHeader() {
   h.num_progress_slots = options_.num_progress_slots;
   h.control_bytes = geometry_.control_bytes;
   h.block_bytes = geometry_.block_bytes;
+  h.memory_kind = static_cast<uint32_t>(memory_->facts().kind);
+  h.digest_algorithm = static_cast<uint32_t>(memory_->facts().digest);
   std::memcpy(h.worker_id, options_.worker_id.data(), options_.worker_id.size());
   std::memcpy(base_, &h, sizeof(h));
-}
-
-engine::KvPoolView KvPool::view() const {
-  return {base_ + geometry_.control_bytes, options_.num_blocks, options_.layout};
 }
 
 void KvPool::SetBlockEpoch(engine::BlockId block, engine::Epoch epoch) {
@@ -170,7 +178,20 @@ void KvPool::FreeBlock(engine::BlockId block) {
 
 uint64_t KvPool::Digest(engine::BlockId block, uint32_t tokens) const {
   AS_CHECK_LT(block.value, options_.num_blocks);
-  return BlockDigest(options_.layout, view().Block(block.value), tokens);
+  const DigestItem item{block.value, tokens};
+  uint64_t digest = 0;
+  const absl::Status status = memory_->Digests(memory_->facts().digest, {&item, 1}, {&digest, 1});
+  AS_CHECK(status.ok()) << status.message();
+  return digest;
+}
+
+absl::StatusOr<std::vector<uint64_t>> KvPool::Digests(std::span<const engine::SealRequest> seals) const {
+  std::vector<DigestItem> items;
+  items.reserve(seals.size());
+  for (const engine::SealRequest& s : seals) items.push_back({s.block.value, s.tokens});
+  std::vector<uint64_t> digests(items.size());
+  if (!items.empty()) AS_RETURN_IF_ERROR(memory_->Digests(memory_->facts().digest, items, digests));
+  return digests;
 }
 
 BlockMeta KvPool::Meta(engine::BlockId block) const {

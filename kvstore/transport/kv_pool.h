@@ -1,5 +1,5 @@
-// Owner side of a KV pool: memory for blocks in one memfd, plus the control page that lets peers read it safely
-// (docs/kv_block_format.md).
+// Owner side of a KV pool: the control page in a memfd, through which peers read it safely, and memory for blocks, in
+// the same memfd or on a GPU (docs/kv_block_format.md).
 //
 // The pool publishes state; it does not decide it. Which block is free, when an epoch is bumped and what is evicted is
 // the business of the engine's block pool, which calls the setters below at each transition.
@@ -20,6 +20,8 @@
 #include "base/unix_fd.h"
 #include "engine/ids.h"
 #include "engine/kv_layout.h"
+#include "engine/planner.h"
+#include "kvstore/transport/block_memory.h"
 #include "kvstore/transport/control_page.h"
 
 namespace agentserve::kvstore {
@@ -43,14 +45,18 @@ struct ProgressRef {
 
 class KvPool {
  public:
-  // INVALID_ARGUMENT: bad options. RESOURCE_EXHAUSTED: no memory for so many blocks.
-  static absl::StatusOr<std::unique_ptr<KvPool>> Create(const KvPoolOptions& options);
+  // INVALID_ARGUMENT: bad options. RESOURCE_EXHAUSTED: no memory for so many blocks. With `device_memory` (of the same
+  // layout and number of blocks) the blocks are there, else in the memfd.
+  static absl::StatusOr<std::unique_ptr<KvPool>> Create(const KvPoolOptions& options,
+                                                        std::unique_ptr<BlockMemory> device_memory = nullptr);
   ~KvPool();
   KvPool(const KvPool&) = delete;
   KvPool& operator=(const KvPool&) = delete;
 
-  // Memory as kernels see it. Valid for the life of the pool.
-  engine::KvPoolView view() const;
+  // Memory as the kernels of its device see it. Valid for the life of the pool.
+  const engine::KvPoolView& view() const { return memory_->view(); }
+  // What is done to the blocks' bytes goes through this.
+  BlockMemory& memory() const { return *memory_; }
   const KvPoolOptions& options() const { return options_; }
   const engine::KvLayout& layout() const { return options_.layout; }
   uint64_t file_bytes() const { return geometry_.file_bytes; }
@@ -63,8 +69,11 @@ class KvPool {
   void ReopenBlock(engine::BlockId block);
   // Any -> FREE. The epoch stays until the next SetBlockEpoch.
   void FreeBlock(engine::BlockId block);
-  // Digest of the block's first `tokens` rows as they are now.
+  // Digest of the block's first `tokens` rows as they are now; the device must work.
   uint64_t Digest(engine::BlockId block, uint32_t tokens) const;
+  // Digests of a step's seals, in their order: one call, since asking a GPU costs more than the hashing. The blocks'
+  // bytes are complete and nobody writes to those rows. INTERNAL: the device failed.
+  absl::StatusOr<std::vector<uint64_t>> Digests(std::span<const engine::SealRequest> seals) const;
   BlockMeta Meta(engine::BlockId block) const;
 
   // Progress slots. RESOURCE_EXHAUSTED when all are in use.
@@ -86,7 +95,8 @@ class KvPool {
   void WakeProgressWaiters();
 
  private:
-  explicit KvPool(const KvPoolOptions& options) : options_(options) {}
+  KvPool(const KvPoolOptions& options, std::unique_ptr<BlockMemory> memory)
+      : options_(options), memory_(std::move(memory)) {}
   absl::Status Map();
   void WriteHeader();
   void Wake(ProgressSlot& slot);
@@ -95,6 +105,7 @@ class KvPool {
   PoolGeometry geometry_;
   base::UniqueFd fd_;
   std::byte* base_ = nullptr;
+  std::unique_ptr<BlockMemory> memory_;
   ControlPage page_;
   std::atomic<uint32_t> progress_epoch_{0};
   std::atomic<uint32_t> progress_waiters_{0};

@@ -120,7 +120,8 @@ TEST(DigestTest, EveryBitOfValidRowsCountsAndNoOther) {
 }
 
 TEST(HandshakeTest, RoundTripAndRefusals) {
-  const PoolHello hello{"prefill-7", 42, 43, 4096};
+  PoolHello hello{"prefill-7", 42, 43, 4096, {}};
+  hello.memory = {MemoryKind::kCuda, DigestAlgorithm::kPositionalSum, {1, 2, 3}, uint64_t{1} << 37};
   const std::string wire = EncodeHello(hello);
   const auto back = DecodeHello(wire);
   ASSERT_TRUE(back.ok());
@@ -128,10 +129,11 @@ TEST(HandshakeTest, RoundTripAndRefusals) {
   EXPECT_EQ(back->incarnation, 42u);
   EXPECT_EQ(back->layout_fingerprint, 43u);
   EXPECT_EQ(back->file_bytes, 4096u);
+  EXPECT_EQ(back->memory, hello.memory);
   for (size_t n = 0; n < wire.size(); ++n) EXPECT_FALSE(DecodeHello(wire.substr(0, n)).ok()) << n;
   EXPECT_FALSE(DecodeHello(wire + "x").ok());
   std::string newer = wire;
-  newer[8] = 2;
+  newer[8] = 3;
   EXPECT_EQ(DecodeHello(newer).status().code(), absl::StatusCode::kFailedPrecondition);
 }
 

@@ -5,8 +5,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
-#include "kvstore/transport/digest.h"
-#include "kvstore/transport/peer_pool_impl.h"
+#include "kvstore/transport/host_memory.h"
 
 namespace agentserve::kvstore {
 
@@ -16,40 +15,10 @@ using SteadyClock = std::chrono::steady_clock;
 absl::StatusOr<TransportMode> ParseTransportMode(std::string_view text) {
   if (text == "auto") return TransportMode::kAuto;
   if (text == "mapped") return TransportMode::kMapped;
+  if (text == "staged") return TransportMode::kStaged;
   if (text == "stream") return TransportMode::kStream;
-  return absl::InvalidArgumentError(base::StrCat("KV transport '", text, "' is not known; auto, mapped or stream"));
-}
-
-PeerEndpoint FromProto(const common::v1::KvEndpoint& proto) {
-  return {proto.worker_id(),    proto.incarnation(),          proto.unix_socket(),
-          proto.grpc_address(), proto.layout().fingerprint(), proto.num_blocks()};
-}
-
-BlockRef FromProto(const common::v1::KvBlockRef& proto) {
-  return {proto.index(), proto.epoch(), proto.tokens(), proto.digest()};
-}
-
-std::vector<BlockRef> FromProto(const common::v1::KvHandle& proto) {
-  std::vector<BlockRef> refs;
-  refs.reserve(static_cast<size_t>(proto.blocks_size()));
-  for (const auto& b : proto.blocks()) refs.push_back(FromProto(b));
-  return refs;
-}
-
-void ToProto(const BlockRef& ref, common::v1::KvBlockRef* proto) {
-  proto->set_index(ref.index);
-  proto->set_epoch(ref.epoch);
-  proto->set_tokens(ref.tokens);
-  proto->set_digest(ref.digest);
-}
-
-void ToProto(const engine::KvLayout& layout, common::v1::KvLayout* proto) {
-  proto->set_num_layers(layout.num_layers);
-  proto->set_num_kv_heads(layout.num_kv_heads);
-  proto->set_head_dim(layout.head_dim);
-  proto->set_block_tokens(layout.block_tokens);
-  proto->set_dtype(layout.dtype == engine::KvDtype::kBf16 ? "bf16" : "fp32");
-  proto->set_fingerprint(layout.Fingerprint());
+  return absl::InvalidArgumentError(
+      base::StrCat("KV transport '", text, "' is not known; auto, mapped, staged or stream"));
 }
 
 std::string_view ToString(ReadOutcome outcome) {
@@ -66,35 +35,14 @@ std::string_view ToString(ReadOutcome outcome) {
   return "unknown";
 }
 
-absl::StatusOr<std::unique_ptr<PeerPool>> PeerPool::Connect(const PeerEndpoint& peer, const PeerOptions& options) {
-  const uint64_t own = options.layout.Fingerprint();
-  if (peer.layout_fingerprint != own) {
-    return absl::FailedPreconditionError(base::StrCat(
-        "KV pool of ", peer.worker_id, ": layout fingerprint ", peer.layout_fingerprint, " differs from ours, ", own,
-        ": both workers must run the same model with the same --block-tokens"));
-  }
-  std::string problem;
-  if (options.mode != TransportMode::kStream) {
-    auto mapped = ConnectMapped(peer, options);
-    if (mapped.ok() || options.mode == TransportMode::kMapped) return mapped;
-    // Another process or model behind the socket: the stream path would meet the same one.
-    if (absl::IsFailedPrecondition(mapped.status())) return mapped;
-    problem = base::MessageOf(mapped.status());
-  }
-  AS_ASSIGN_OR_RETURN(std::unique_ptr<PeerPool> stream, ConnectStream(peer, options));
-  if (!problem.empty()) {
-    stream->problem_ = base::StrCat("mapped path does not work: ", problem);
-    AS_LOG(kWarn, "kv.transport.fallback")
-        << Field("peer", peer.worker_id) << Field("transport", "stream") << Field("problem", stream->problem_);
-  }
-  return stream;
-}
-
 absl::Status PeerPool::CheckRead(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count,
                                  const engine::KvPoolView& dst, std::span<const engine::BlockId> dst_blocks) const {
   if (refs.size() != dst_blocks.size()) {
     return absl::InvalidArgumentError(
         base::StrCat("KV read: ", refs.size(), " source blocks but ", dst_blocks.size(), " destinations"));
+  }
+  if (options_.memory != nullptr && options_.memory->view().base != dst.base) {
+    return absl::InvalidArgumentError("KV read: the destination is not the pool that this peer was connected for");
   }
   if (dst.layout != options_.layout) return absl::InvalidArgumentError("KV read: the destination has another layout");
   const uint32_t layers = options_.layout.num_layers;
@@ -117,7 +65,9 @@ absl::Status PeerPool::ReadLayers(std::span<const BlockRef> refs, uint32_t first
   AS_RETURN_IF_ERROR(CheckRead(refs, first_layer, count, dst, dst_blocks));
   if (refs.empty() || count == 0) return absl::OkStatus();
   const auto begin = SteadyClock::now();
-  const absl::Status status = DoRead(refs, first_layer, count, dst, dst_blocks);
+  HostMemory host(dst);
+  const absl::Status status =
+      DoRead(refs, first_layer, count, options_.memory != nullptr ? *options_.memory : host, dst_blocks);
   if (status.ok()) {
     const auto spent = std::chrono::duration_cast<std::chrono::nanoseconds>(SteadyClock::now() - begin).count();
     bytes_.fetch_add(refs.size() * count * options_.layout.LayerBytes(), std::memory_order_relaxed);
@@ -127,23 +77,55 @@ absl::Status PeerPool::ReadLayers(std::span<const BlockRef> refs, uint32_t first
   return status;
 }
 
+absl::Status PeerPool::DigestCopies(std::span<const BlockRef> refs, const engine::KvPoolView& dst,
+                                    std::span<const engine::BlockId> dst_blocks, std::span<uint64_t> digests) {
+  AS_RETURN_IF_ERROR(CheckRead(refs, 0, options_.layout.num_layers, dst, dst_blocks));
+  std::vector<DigestItem> items(refs.size());
+  for (size_t i = 0; i < refs.size(); ++i) items[i] = {dst_blocks[i].value, refs[i].tokens};
+  HostMemory host(dst);
+  BlockMemory& local = options_.memory != nullptr ? *options_.memory : host;
+  return items.empty() ? absl::OkStatus() : local.Digests(digest_, items, digests);
+}
+
 ValidateResult PeerPool::Validate(std::span<const BlockRef> refs, const engine::KvPoolView& dst,
-                                  std::span<const engine::BlockId> dst_blocks) {
+                                  std::span<const engine::BlockId> dst_blocks, std::span<const uint64_t> known) {
   if (absl::Status s = CheckRead(refs, 0, options_.layout.num_layers, dst, dst_blocks); !s.ok()) {
     return {ReadOutcome::kDigestMismatch, 0, base::MessageOf(s)};
   }
-  for (size_t i = 0; i < refs.size(); ++i) {
+  // Only blocks before the first one that was reused count.
+  size_t fresh = 0;
+  ValidateResult stale;
+  for (; fresh < refs.size() && stale.ok(); ++fresh) {
+    stale.outcome = CheckEpoch(refs[fresh], &stale.detail);
+    stale.position = fresh;
+  }
+  if (!stale.ok()) --fresh;
+  std::vector<uint64_t> digests(fresh);
+  std::vector<size_t> missing;
+  for (size_t i = 0; i < fresh; ++i) {
+    digests[i] = known.empty() ? 0 : known[i];
+    if (digests[i] == 0) missing.push_back(i);
+  }
+  std::vector<BlockRef> missing_refs;
+  std::vector<engine::BlockId> missing_blocks;
+  for (size_t i : missing) {
+    missing_refs.push_back(refs[i]);
+    missing_blocks.push_back(dst_blocks[i]);
+  }
+  std::vector<uint64_t> computed(missing.size());
+  if (absl::Status s = DigestCopies(missing_refs, dst, missing_blocks, computed); !s.ok()) {
+    return {ReadOutcome::kDigestMismatch, 0, base::MessageOf(s)};
+  }
+  for (size_t i = 0; i < missing.size(); ++i) digests[missing[i]] = computed[i];
+  for (size_t i = 0; i < fresh; ++i) {
     const BlockRef& ref = refs[i];
-    std::string detail;
-    if (const ReadOutcome epoch = CheckEpoch(ref, &detail); epoch != ReadOutcome::kOk) return {epoch, i, detail};
-    const uint64_t digest = BlockDigest(options_.layout, dst.Block(dst_blocks[i].value), ref.tokens);
-    if (ref.digest == 0 || digest != ref.digest) {
+    if (ref.digest == 0 || digests[i] != ref.digest) {
       return {ReadOutcome::kDigestMismatch, i,
               base::StrCat("block ", ref.index, " of ", peer_.worker_id, ", epoch ", ref.epoch, ", ", ref.tokens,
-                           " tokens: digest of the copy is ", digest, ", expected ", ref.digest)};
+                           " tokens: digest of the copy is ", digests[i], ", expected ", ref.digest)};
     }
   }
-  return {};
+  return stale.ok() ? ValidateResult() : stale;
 }
 
 absl::Status PeerPool::Probe() {
@@ -160,9 +142,13 @@ absl::Status PeerPool::Probe() {
     const double seconds = std::chrono::duration<double>(SteadyClock::now() - start).count();
     gb_per_s_ = std::max(gb_per_s_, static_cast<double>(bytes) / 1e9 / std::max(seconds, 1e-9));
   }
-  AS_LOG(kInfo, "kv.transport.probed") << Field("peer", peer_.worker_id) << Field("transport", transport())
-                                       << Field("gb_per_s", gb_per_s_) << Field("bytes", scratch.size());
+  LogProbe(scratch.size());
   return absl::OkStatus();
+}
+
+void PeerPool::LogProbe(size_t bytes) const {
+  AS_LOG(kInfo, "kv.transport.probed") << Field("peer", peer_.worker_id) << Field("transport", transport())
+                                       << Field("gb_per_s", gb_per_s_) << Field("bytes", bytes);
 }
 
 TransferCounters PeerPool::counters() const {

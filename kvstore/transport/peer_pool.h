@@ -1,4 +1,5 @@
-// Reader side: another worker's KV pool, by read-only mapping or by gRPC stream.
+// Reader side: another worker's KV pool, by read-only mapping (of host memory, or of a GPU's memory, directly or staged
+// through the host) or by gRPC stream.
 //
 //   PeerEndpoint peer = FromProto(connect_peer.endpoint());
 //   auto pool = PeerPool::Connect(peer, {.layout = my_layout, .mode = TransportMode::kAuto});
@@ -21,15 +22,15 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "agentserve/common/v1/common.pb.h"
 #include "engine/ids.h"
 #include "engine/kv_layout.h"
 #include "kvstore/block_ref.h"
+#include "kvstore/transport/block_memory.h"
 
 namespace agentserve::kvstore {
 
-enum class TransportMode { kAuto, kMapped, kStream };
-// "auto", "mapped", "stream"; anything else is INVALID_ARGUMENT.
+enum class TransportMode { kAuto, kMapped, kStaged, kStream };
+// "auto", "mapped", "staged", "stream"; anything else is INVALID_ARGUMENT.
 absl::StatusOr<TransportMode> ParseTransportMode(std::string_view text);
 
 struct PeerEndpoint {
@@ -39,18 +40,16 @@ struct PeerEndpoint {
   std::string grpc_address;  // empty = cannot be streamed
   uint64_t layout_fingerprint = 0;
   uint32_t num_blocks = 0;
+  DigestAlgorithm digest = DigestAlgorithm::kXxh3;
 };
-
-PeerEndpoint FromProto(const agentserve::common::v1::KvEndpoint& proto);
-BlockRef FromProto(const agentserve::common::v1::KvBlockRef& proto);
-std::vector<BlockRef> FromProto(const agentserve::common::v1::KvHandle& proto);
-void ToProto(const BlockRef& ref, agentserve::common::v1::KvBlockRef* proto);
-// Shape fields and fingerprint of `layout`.
-void ToProto(const engine::KvLayout& layout, agentserve::common::v1::KvLayout* proto);
 
 struct PeerOptions {
   engine::KvLayout layout;  // the reader's own
-  // kAuto: mapped, else stream with problem() saying why. kMapped: mapped or error. kStream: stream.
+  // The reader's pool, into which blocks are copied; outlives the PeerPool. Null: host memory behind the view that is
+  // given to each call.
+  BlockMemory* memory = nullptr;
+  // kAuto: mapped, else staged, else stream, with problem() saying why. kMapped, kStaged: that or an error. kStream:
+  // stream.
   TransportMode mode = TransportMode::kAuto;
   int connect_timeout_ms = 2000;
   // Limit of one Read call of the stream path.
@@ -85,8 +84,9 @@ class PeerPool {
   static absl::StatusOr<std::unique_ptr<PeerPool>> Connect(const PeerEndpoint& peer, const PeerOptions& options);
   virtual ~PeerPool() = default;
 
-  // Copies layers [first_layer, first_layer + count) of refs[i] to block dst_blocks[i] of `dst` (same layout). The
-  // content is not to be believed before Validate. Sizes of the spans are equal. Errors: INVALID_ARGUMENT (ranges),
+  // Copies layers [first_layer, first_layer + count) of refs[i] to block dst_blocks[i] of `dst` (same layout; the view
+  // of options.memory, if there is one). The copy is complete on return; its content is not to be believed before
+  // Validate. Sizes of the spans are equal. Errors: INVALID_ARGUMENT (ranges),
   // ABORTED (stream path: an epoch changed), UNAVAILABLE (peer gone; mapped reads never fail so).
   absl::Status ReadLayers(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count,
                           const engine::KvPoolView& dst, std::span<const engine::BlockId> dst_blocks);
@@ -106,15 +106,24 @@ class PeerPool {
   // The caller is done with this slot (stream path: ends its watch). Optional for slots that the owner releases.
   virtual void EndProgress(uint32_t slot, uint64_t tag) = 0;
 
-  // Rules 2 and 3 of docs/kv_block_format.md section 5 over the copies. Digests of 0 count as mismatch.
+  // Digests of copies, by the owner's algorithm. Blocks that are complete before the others can be digested while those
+  // are pulled; only `tokens` of the refs is looked at. `digests` has a place for each. INTERNAL: the device failed.
+  absl::Status DigestCopies(std::span<const BlockRef> refs, const engine::KvPoolView& dst,
+                            std::span<const engine::BlockId> dst_blocks, std::span<uint64_t> digests);
+  // Rules 2 and 3 of docs/kv_block_format.md section 5 over the copies. Digests of 0 in `refs` count as mismatch.
+  // `known`: empty, or for each block what DigestCopies said of the unchanged copy, 0 = compute it here.
   ValidateResult Validate(std::span<const BlockRef> refs, const engine::KvPoolView& dst,
-                          std::span<const engine::BlockId> dst_blocks);
+                          std::span<const engine::BlockId> dst_blocks, std::span<const uint64_t> known = {});
 
   // False once the owner's process is known to be gone or unreachable. Cheap; may lag for the stream path.
   virtual bool PeerAlive() = 0;
 
-  // "mapped" or "stream".
+  // "mapped", "staged" or "stream".
   virtual std::string_view transport() const = 0;
+  // Bytes that one ReadLayers should copy at most, so that it lasts about a millisecond.
+  virtual size_t bytes_per_read() const { return 8 << 20; }
+  // How often it is worth looking at the progress of a prompt: often against the time of a layer.
+  virtual std::chrono::microseconds poll_every() const { return std::chrono::microseconds(300); }
   // Measured by the probe: bytes / 1e9 / second.
   double gb_per_s() const { return gb_per_s_; }
   // Why the faster path is not used; empty = the configured path runs.
@@ -123,20 +132,25 @@ class PeerPool {
   TransferCounters counters() const;
 
  protected:
-  PeerPool(const PeerEndpoint& peer, const PeerOptions& options) : peer_(peer), options_(options) {}
-  virtual absl::Status DoRead(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count,
-                              const engine::KvPoolView& dst, std::span<const engine::BlockId> dst_blocks) = 0;
+  PeerPool(const PeerEndpoint& peer, const PeerOptions& options)
+      : peer_(peer), options_(options), digest_(peer.digest) {}
+  virtual absl::Status DoRead(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count, BlockMemory& local,
+                              std::span<const engine::BlockId> dst_blocks) = 0;
   // Rule 2; kOk or kStaleEpoch or kPeerGone.
   virtual ReadOutcome CheckEpoch(const BlockRef& ref, std::string* detail) = 0;
   // Copies blocks for timing only and returns bytes copied; 0 ends the probe.
   virtual absl::StatusOr<size_t> ProbeOnce(std::span<std::byte> scratch) = 0;
-  absl::Status Probe();
+  // Measures gb_per_s_.
+  virtual absl::Status Probe();
+  void LogProbe(size_t bytes) const;
+  bool into_device() const { return options_.memory != nullptr && options_.memory->facts().kind != MemoryKind::kHost; }
   // The spans fit the pools.
   absl::Status CheckRead(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count,
                          const engine::KvPoolView& dst, std::span<const engine::BlockId> dst_blocks) const;
 
   const PeerEndpoint peer_;
   const PeerOptions options_;
+  DigestAlgorithm digest_;  // the owner's
   double gb_per_s_ = 0;
   std::string problem_;
 

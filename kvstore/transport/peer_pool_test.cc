@@ -326,7 +326,7 @@ class LyingExporter {
     if (seal) AS_CHECK_EQ(fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW), 0);
     path_ = dir_.path() + "/liar.sock";
     listener_ = *base::ListenUnix(path_);
-    const std::string hello = EncodeHello({e.worker_id, e.incarnation, e.layout_fingerprint, pool.file_bytes()});
+    const std::string hello = EncodeHello({e.worker_id, e.incarnation, e.layout_fingerprint, pool.file_bytes(), {}});
     thread_ = std::thread([this, hello, fd = std::move(fd)] {
       base::UniqueFd peer(accept(listener_.get(), nullptr, nullptr));
       (void)base::SendFd(peer.get(), fd.get(), hello);

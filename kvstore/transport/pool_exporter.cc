@@ -22,6 +22,9 @@ absl::StatusOr<std::unique_ptr<PoolExporter>> PoolExporter::Start(const KvPool* 
                                                                   const PoolExporterOptions& options) {
   std::unique_ptr<PoolExporter> exporter(new PoolExporter(pool, options));
   AS_ASSIGN_OR_RETURN(exporter->read_only_, pool->OpenReadOnly());
+  if (pool->memory().facts().kind != MemoryKind::kHost) {
+    AS_ASSIGN_OR_RETURN(exporter->blocks_, pool->memory().Export());
+  }
   AS_ASSIGN_OR_RETURN(exporter->listener_, base::ListenUnix(options.socket_path));
   exporter->stop_event_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!exporter->stop_event_.valid()) return absl::UnavailableError(base::StrCat("eventfd: ", strerror(errno)));
@@ -55,8 +58,9 @@ base::UniqueFd PoolExporter::AcceptOne() {
     return {};
   }
   const PoolHello hello{pool_->options().worker_id, pool_->options().incarnation, pool_->layout().Fingerprint(),
-                        pool_->file_bytes()};
-  const absl::Status sent = base::SendFd(fd.get(), read_only_.get(), EncodeHello(hello));
+                        pool_->file_bytes(), pool_->memory().facts()};
+  const int fds[] = {read_only_.get(), blocks_.get()};
+  const absl::Status sent = base::SendFds(fd.get(), std::span(fds, blocks_.valid() ? 2 : 1), EncodeHello(hello));
   if (!sent.ok()) {
     AS_LOG(kWarn, "kv.export.send") << Field("error", base::MessageOf(sent));
     return {};

@@ -1,4 +1,5 @@
-// Hands the pool's read-only descriptor to peers over a unix socket (docs/kv_block_format.md section 6).
+// Hands the pool's read-only descriptor, and that of its blocks if they are on a device, to peers over a unix socket
+// (docs/kv_block_format.md section 6).
 #pragma once
 
 #include <atomic>
@@ -36,6 +37,7 @@ class PoolExporter {
   const KvPool* const pool_;
   const PoolExporterOptions options_;
   base::UniqueFd listener_, stop_event_, read_only_;
+  base::UniqueFd blocks_;  // of device memory
   std::atomic<int> peers_{0};
   std::atomic<uint64_t> refused_{0};
   std::thread thread_;

@@ -11,6 +11,7 @@
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "kvstore/transport/peer_pool_impl.h"
+#include "kvstore/transport/peer_proto.h"
 #include "kvstore/transport/transfer_service.h"
 
 namespace agentserve::kvstore {
@@ -149,17 +150,23 @@ class StreamPeer final : public PeerPool {
   }
 
  protected:
-  absl::Status DoRead(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count,
-                      const engine::KvPoolView& dst, std::span<const engine::BlockId> dst_blocks) override {
+  absl::Status DoRead(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count, BlockMemory& local,
+                      std::span<const engine::BlockId> dst_blocks) override {
     const size_t layer_bytes = options_.layout.LayerBytes();
-    const auto into = [&](size_t block) { return dst.Block(dst_blocks[block].value) + first_layer * layer_bytes; };
     for (size_t i = 0; i < refs.size(); i += kMaxReadBlocks) {
       const auto part = refs.subspan(i, std::min<size_t>(kMaxReadBlocks, refs.size() - i));
       v1::ReadRequest request;
       request.set_first_layer(first_layer);
       request.set_layer_count(count);
       for (const BlockRef& r : part) ToProto(r, request.add_blocks());
-      AS_RETURN_IF_ERROR(Stream(&request, count * layer_bytes, [&](size_t block) { return into(i + block); }));
+      const auto store = [&](std::vector<PieceIn>& pieces) {
+        for (PieceIn& p : pieces) {
+          p.block = dst_blocks[i + p.block].value;
+          p.offset += first_layer * layer_bytes;
+        }
+        return local.CopyIn(pieces);
+      };
+      AS_RETURN_IF_ERROR(Stream(&request, count * layer_bytes, store));
     }
     return absl::OkStatus();
   }
@@ -173,21 +180,26 @@ class StreamPeer final : public PeerPool {
     v1::ReadRequest request;
     request.set_probe(true);
     for (size_t i = 0; i < blocks; ++i) request.add_blocks()->set_index(static_cast<uint32_t>(i));
-    AS_RETURN_IF_ERROR(
-        Stream(&request, block_bytes, [&](size_t block) { return scratch.data() + block * block_bytes; }));
+    const auto store = [&](std::vector<PieceIn>& pieces) {
+      for (const PieceIn& p : pieces) std::memcpy(scratch.data() + p.block * block_bytes + p.offset, p.host, p.bytes);
+      return absl::OkStatus();
+    };
+    AS_RETURN_IF_ERROR(Stream(&request, block_bytes, store));
     return blocks * block_bytes;
   }
 
  private:
-  // Runs one Read; the messages must tile [0, range_bytes) of each block in order.
-  template <typename Into>
-  absl::Status Stream(v1::ReadRequest* request, size_t range_bytes, const Into& into) {
+  // Runs one Read; the messages must tile [0, range_bytes) of each block in order. `store` gets the pieces of a
+  // message; `block` is the place in the request.
+  template <typename Store>
+  absl::Status Stream(v1::ReadRequest* request, size_t range_bytes, const Store& store) {
     request->set_incarnation(peer_.incarnation);
     request->set_layout_fingerprint(peer_.layout_fingerprint);
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(options_.read_timeout_ms));
     const auto reader = stub_->Read(&context, *request);
     v1::ReadResponse chunk;
+    std::vector<PieceIn> pieces;
     size_t block = 0, offset = 0;
     const auto blocks = static_cast<size_t>(request->blocks_size());
     absl::Status bad;
@@ -201,15 +213,20 @@ class StreamPeer final : public PeerPool {
         context.TryCancel();
         break;
       }
+      pieces.clear();
       while (!data.empty()) {  // a message may continue in the next blocks
         const size_t n = std::min(data.size(), range_bytes - offset);
-        std::memcpy(into(block) + offset, data.data(), n);
+        pieces.push_back({static_cast<uint32_t>(block), offset, n, reinterpret_cast<const std::byte*>(data.data())});
         data.remove_prefix(n);
         offset += n;
         if (offset == range_bytes) {
           offset = 0;
           ++block;
         }
+      }
+      if (bad = store(pieces); !bad.ok()) {
+        context.TryCancel();
+        break;
       }
     }
     const grpc::Status status = reader->Finish();

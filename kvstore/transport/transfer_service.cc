@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
+#include <vector>
 
 #include "base/strings.h"
 
@@ -91,21 +92,37 @@ class TransferService::ReadReactor final : public grpc::ServerWriteReactor<v1::R
     }
     response_.set_block(static_cast<uint32_t>(block_));
     response_.set_offset(static_cast<uint32_t>(offset_));
-    std::string* data = response_.mutable_data();
-    data->clear();
-    while (block_ < request_->blocks_size() && data->size() < kMaxChunkBytes) {
+    pieces_.clear();
+    size_t total = 0;
+    const int first = block_;
+    while (block_ < request_->blocks_size() && total < kMaxChunkBytes) {
       const auto& ref = request_->blocks(block_);
       if (!Fresh(pool_.Meta(engine::BlockId(ref.index())), ref)) return;
-      const size_t n = std::min(kMaxChunkBytes - data->size(), range_bytes_ - offset_);
-      data->append(reinterpret_cast<const char*>(pool_.view().Block(ref.index()) + range_begin_ + offset_), n);
-      if (!Fresh(pool_.control().LoadMetaAfterCopy(ref.index()), ref)) return;
+      const size_t n = std::min(kMaxChunkBytes - total, range_bytes_ - offset_);
+      pieces_.push_back({ref.index(), range_begin_ + offset_, n, nullptr});
+      total += n;
       offset_ += n;
       if (offset_ == range_bytes_) {
         offset_ = 0;
         ++block_;
       }
     }
-    service_->bytes_sent_.fetch_add(data->size(), std::memory_order_relaxed);
+    std::string* data = response_.mutable_data();
+    data->resize(total);  // costs nothing while messages have the same size
+    auto* to = reinterpret_cast<std::byte*>(data->data());
+    for (PieceOut& p : pieces_) {
+      p.host = to;
+      to += p.bytes;
+    }
+    if (absl::Status s = pool_.memory().CopyOut(pieces_); !s.ok()) {
+      Finish({grpc::StatusCode::INTERNAL, base::MessageOf(s)});
+      return;
+    }
+    for (size_t i = 0; i < pieces_.size(); ++i) {
+      const auto& ref = request_->blocks(first + static_cast<int>(i));
+      if (!Fresh(pool_.control().LoadMetaAfterCopy(ref.index()), ref)) return;
+    }
+    service_->bytes_sent_.fetch_add(total, std::memory_order_relaxed);
     StartWrite(&response_);
   }
 
@@ -114,6 +131,7 @@ class TransferService::ReadReactor final : public grpc::ServerWriteReactor<v1::R
   const v1::ReadRequest* const request_;
   size_t range_begin_ = 0, range_bytes_ = 0, offset_ = 0;
   int block_ = 0;
+  std::vector<PieceOut> pieces_;
   v1::ReadResponse response_;
 };
 

@@ -61,8 +61,9 @@ class LocalPool {
 class Owner {
  public:
   explicit Owner(const engine::KvLayout& layout, uint32_t blocks = 64, uint64_t incarnation = 11,
-                 const std::string& id = "prefill-0", uint32_t slots = 8) {
-    auto pool = KvPool::Create({layout, blocks, slots, incarnation, id, false});
+                 const std::string& id = "prefill-0", uint32_t slots = 8,
+                 std::unique_ptr<BlockMemory> memory = nullptr) {
+    auto pool = KvPool::Create({layout, blocks, slots, incarnation, id, false}, std::move(memory));
     AS_CHECK(pool.ok()) << pool.status().message();
     pool_ = *std::move(pool);
     auto exporter = PoolExporter::Start(pool_.get(), {dir_.path() + "/kv.sock", 4});
@@ -84,14 +85,14 @@ class Owner {
   }
 
   PeerEndpoint endpoint() const {
-    return {pool_->options().worker_id,    pool_->options().incarnation, exporter_->socket_path(), address_,
-            pool_->layout().Fingerprint(), pool_->options().num_blocks};
+    return {pool_->options().worker_id,    pool_->options().incarnation, exporter_->socket_path(),      address_,
+            pool_->layout().Fingerprint(), pool_->options().num_blocks,  pool_->memory().facts().digest};
   }
   // Fills and seals a block with a new epoch.
   BlockRef Write(uint32_t block, uint32_t epoch, uint64_t seed, uint32_t tokens = 0) {
     if (tokens == 0) tokens = pool_->layout().block_tokens;
     pool_->SetBlockEpoch(engine::BlockId(block), engine::Epoch(epoch));
-    FillRandom(pool_->view(), block, seed);
+    Fill(block, seed);
     pool_->SealBlock(engine::BlockId(block), tokens);
     return {block, epoch, tokens, pool_->Digest(engine::BlockId(block), tokens)};
   }
@@ -101,6 +102,14 @@ class Owner {
   void StopExporter() { exporter_.reset(); }
 
  private:
+  void Fill(uint32_t block, uint64_t seed) {
+    if (pool_->memory().facts().kind == MemoryKind::kHost) return FillRandom(pool_->view(), block, seed);
+    LocalPool content(pool_->layout(), 1);
+    FillRandom(content.view(), 0, seed);
+    const PieceIn piece{block, 0, pool_->layout().BlockBytes(), content.view().Block(0)};
+    AS_CHECK(pool_->memory().CopyIn({&piece, 1}).ok());
+  }
+
   TempDir dir_;
   std::unique_ptr<KvPool> pool_;
   std::unique_ptr<PoolExporter> exporter_;

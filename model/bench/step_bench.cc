@@ -11,8 +11,6 @@
 #include "base/rng.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
-#include "kernels/parallel/thread_pool.h"
-#include "kernels/read_words/read_words.h"
 
 namespace agentserve::model {
 namespace {
@@ -24,39 +22,18 @@ double FlopsPerToken(const ModelConfig& c) {
   return 2.0 * c.num_layers * layer;
 }
 
-// Best of several passes in which each thread sums its share of a buffer far beyond the caches.
-double MemoryReadGbPerSecond(int threads) {
-  constexpr size_t kWords = (size_t{512} << 20) / sizeof(uint64_t);
-  constexpr int kPasses = 5;
-  std::vector<uint64_t> buffer(kWords, 1);
-  kernels::ThreadPool pool(threads);
-  std::vector<uint64_t> sums(static_cast<size_t>(pool.threads()));
-  constexpr size_t kTasks = 64;
-  const base::MonotonicClock clock;
-  double best = 0;
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const base::TimeNs began = clock.Now();
-    pool.Run(kTasks, [&](size_t task, int thread) {
-      const uint64_t* from = buffer.data() + task * (kWords / kTasks);
-      sums[static_cast<size_t>(thread)] += kernels::SumWords(from, kWords / kTasks);
-    });
-    const double seconds = static_cast<double>(clock.Now() - began) / 1e9;
-    best = std::max(best, static_cast<double>(kWords * sizeof(uint64_t)) / 1e9 / seconds);
-  }
-  // Uses the sums, so that the loop cannot be dropped.
-  const uint64_t total = std::accumulate(sums.begin(), sums.end(), uint64_t{0});
-  return total == uint64_t{kPasses} * kWords ? best : 0;
-}
-
 // `batch` sequences of equal length over one private pool.
 class Runner {
  public:
-  Runner(Model& model, const StepBenchOptions& o) : options_(o) {
+  explicit Runner(const StepBenchOptions& o) : options_(o) {}
+
+  absl::Status Init(Model& model) {
+    const StepBenchOptions& o = options_;
     constexpr uint32_t kBlockTokens = 16;
     const engine::KvLayout layout = model.layout(kBlockTokens);
     const uint32_t per_seq = layout.BlocksFor(o.prompt_tokens + o.decode_tokens + 1);
-    memory_.resize(size_t{per_seq} * o.batch * layout.BlockBytes());
-    executor_ = model.NewExecutor({memory_.data(), per_seq * o.batch, layout});
+    AS_ASSIGN_OR_RETURN(memory_, model.AllocateKv(size_t{per_seq} * o.batch * layout.BlockBytes()));
+    AS_ASSIGN_OR_RETURN(executor_, model.CreateExecutor({memory_.get(), per_seq * o.batch, layout}));
     base::SplitMix64 rng(7);
     for (uint32_t b = 0; b < o.batch; ++b) {
       std::vector<engine::TokenId> tokens(o.prompt_tokens);
@@ -67,6 +44,7 @@ class Runner {
       tables_.push_back(std::move(table));
     }
     sampling_.temperature = 0;
+    return absl::OkStatus();
   }
 
   // Sequence by sequence, in chunks.
@@ -107,7 +85,7 @@ class Runner {
   }
 
   StepBenchOptions options_;
-  std::vector<std::byte> memory_;
+  KvMemory memory_;
   std::unique_ptr<engine::Executor> executor_;
   std::vector<std::vector<engine::TokenId>> history_;
   std::vector<std::vector<engine::BlockId>> tables_;
@@ -124,8 +102,9 @@ absl::StatusOr<StepBenchResult> RunStepBench(Model& model, const StepBenchOption
   }
   StepBenchResult r;
   // Before and after, best of both: on a shared machine one of them may meet a busy neighbour.
-  r.memory_read_gb_per_second = MemoryReadGbPerSecond(options.threads);
-  Runner runner(model, options);
+  AS_ASSIGN_OR_RETURN(const double before, model.MeasureReadBandwidth(options.threads));
+  Runner runner(options);
+  AS_RETURN_IF_ERROR(runner.Init(model));
   const base::MonotonicClock clock;
   base::TimeNs began = clock.Now();
   AS_RETURN_IF_ERROR(runner.Prefill());
@@ -143,7 +122,8 @@ absl::StatusOr<StepBenchResult> RunStepBench(Model& model, const StepBenchOption
   r.decode_ms_p95 = ms[std::min(ms.size() - 1, ms.size() * 95 / 100)];
   r.decode_tokens_per_second = options.batch * 1000.0 / r.decode_ms_median;
   r.decode_weight_gb_per_second = static_cast<double>(model.weight_bytes()) / 1e6 / r.decode_ms_median;
-  r.memory_read_gb_per_second = std::max(r.memory_read_gb_per_second, MemoryReadGbPerSecond(options.threads));
+  AS_ASSIGN_OR_RETURN(const double after, model.MeasureReadBandwidth(options.threads));
+  r.memory_read_gb_per_second = std::max(before, after);
   r.decode_bandwidth_percent = 100.0 * r.decode_weight_gb_per_second / r.memory_read_gb_per_second;
   return r;
 }

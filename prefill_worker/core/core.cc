@@ -16,7 +16,8 @@ namespace {
 
 engine::Planner::Options PlannerOptions(const Options& options) {
   engine::Planner::Options planner = options.planner;
-  planner.seal_prompt_tail = true;  // peers read the partly filled last block
+  planner.seal_prompt_tail = true;    // peers read the partly filled last block
+  planner.plan_past_samples = false;  // the first token is the end here
   return planner;
 }
 

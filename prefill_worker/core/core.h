@@ -3,7 +3,8 @@
 //   Start -> waiting -> admitted (blocks, progress slot) -> chunk .. chunk -> first token -> held -> closed
 //
 // The shell calls Step for each event, then TakeEffects; PlanStep when no step runs, then runs it and steps StepDone.
-// No thread, clock, lock, memory or wire format. Single-threaded.
+// It may also plan the next step while one runs (engine/planner.h), at most two at a time; StepDone is the oldest
+// one's. No thread, clock, lock, memory or wire format. Single-threaded.
 //
 // Every accepted sequence ends in exactly one Closed effect, the last one that names it; Failed, if any, comes right
 // before. Invariants, see CheckInvariants(): block conservation; one entry per sequence, which is either in the planner
@@ -25,7 +26,7 @@ namespace agentserve::prefill_worker {
 
 struct Options {
   engine::BlockPool::Options pool;
-  engine::Planner::Options planner;  // seal_prompt_tail is set by the core
+  engine::Planner::Options planner;  // seal_prompt_tail and plan_past_samples are set by the core
   engine::QueueLimits queue;
   // Token ids at or above are refused.
   uint32_t vocab_size = 0;
@@ -105,7 +106,7 @@ class Core {
 
   void Step(const Event& event, base::TimeNs now);
   std::vector<Effect> TakeEffects() { return std::exchange(effects_, {}); }
-  // The step to run now, or null. Valid until StepDone. Call only when no step runs.
+  // The step to run next, or null. Valid until its StepDone.
   const engine::PlannedStep* PlanStep(base::TimeNs now);
   // Apply before the planned step runs.
   std::vector<engine::BlockChange> TakeBlockChanges() { return pool_.TakeChanges(); }

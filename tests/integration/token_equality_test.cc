@@ -1,5 +1,6 @@
 // The same prompt gives the same tokens whichever way the cluster is wired: offline, aggregated, disaggregated over the
-// mapped and the stream path, several workers, with and without prefix reuse. This is what "batch-invariant" promises.
+// mapped and the stream path, several workers, with and without prefix reuse, one and two steps in flight. This is what
+// "batch-invariant" promises.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -85,13 +86,19 @@ struct Mode {
   int prefill, decode;
   std::string transport;
   bool prefix_cache;
+  bool pipeline = false;
 };
 
 TEST(TokenEquality, AllWiringsAgreeWithOfflineGeneration) {
   const std::vector<Mode> modes = {
-      {"aggregated", 0, 1, "auto", true},    {"aggregated, no prefix cache", 0, 1, "auto", false},
-      {"1P1D mapped", 1, 1, "mapped", true}, {"1P1D mapped, no prefix cache", 1, 1, "mapped", false},
-      {"1P1D stream", 1, 1, "stream", true}, {"2P2D", 2, 2, "auto", true},
+      {"aggregated", 0, 1, "auto", true},
+      {"aggregated, no prefix cache", 0, 1, "auto", false},
+      {"1P1D mapped", 1, 1, "mapped", true},
+      {"1P1D mapped, no prefix cache", 1, 1, "mapped", false},
+      {"1P1D stream", 1, 1, "stream", true},
+      {"2P2D", 2, 2, "auto", true},
+      {"aggregated, two steps in flight", 0, 1, "auto", true, true},
+      {"1P1D mapped, two steps in flight", 1, 1, "mapped", true, true},
   };
   std::vector<std::vector<uint32_t>> reference;
   uint32_t vocab = 0;
@@ -101,6 +108,7 @@ TEST(TokenEquality, AllWiringsAgreeWithOfflineGeneration) {
     options.decode = mode.decode;
     options.kv_transport = mode.transport;
     options.prefix_cache = mode.prefix_cache;
+    if (mode.pipeline) options.worker_args = {"--pipeline-steps", "on"};
     options.prefill_threshold = 0;  // always disaggregate where there is a prefill worker
     auto cluster = Cluster::Start(options);
     ASSERT_TRUE(cluster.ok()) << mode.name << ": " << cluster.status();

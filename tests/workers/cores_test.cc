@@ -14,7 +14,8 @@ std::vector<TokenId> Prompt(base::SplitMix64* rng, size_t n) {
 }
 
 struct Totals {
-  uint64_t finished = 0, failed = 0, cancelled = 0, invalid = 0, recomputes = 0, pulled = 0, preemptions = 0, hits = 0;
+  uint64_t finished = 0, failed = 0, cancelled = 0, invalid = 0, recomputes = 0, pulled = 0, preemptions = 0, hits = 0,
+           planned_ahead = 0;
 };
 
 void CheckEnds(ToyCluster* cluster, Totals* totals) {
@@ -22,6 +23,7 @@ void CheckEnds(ToyCluster* cluster, Totals* totals) {
   EXPECT_EQ(cluster->p.pool().available(), cluster->shape_.p_blocks);
   EXPECT_EQ(cluster->p_executor.bad_reads(), 0u);
   EXPECT_EQ(cluster->d_executor.bad_reads(), 0u);
+  EXPECT_EQ(cluster->d_pipeline.orphans(), 0u);
   for (SeqId id : cluster->d_started) EXPECT_EQ(cluster->d_closed[id], 1) << "sequence " << id;
   for (SeqId id : cluster->p_started) EXPECT_EQ(cluster->p_closed[id], 1) << "sequence " << id;
   for (const auto& [id, r] : cluster->requests) {
@@ -41,7 +43,7 @@ void CheckEnds(ToyCluster* cluster, Totals* totals) {
   }
 }
 
-void RunSeed(uint64_t seed, Totals* totals) {
+void RunSeed(uint64_t seed, size_t steps_in_flight, Totals* totals) {
   base::SplitMix64 rng(seed * 7919);
   ToyCluster::Shape shape;
   shape.block_tokens = static_cast<uint32_t>(1 + rng.Below(5));
@@ -51,6 +53,7 @@ void RunSeed(uint64_t seed, Totals* totals) {
   shape.step_tokens = shape.batch + static_cast<uint32_t>(rng.Below(12));
   shape.cache = rng.Below(4) > 0;
   shape.remote_share = 0.25 * static_cast<double>(rng.Below(5));
+  shape.steps_in_flight = steps_in_flight;
   ToyFaults faults;  // each kind of fault is absent in half of the seeds
   faults.corrupt_copies = rng.Below(2);
   faults.early_reuse = rng.Below(2);
@@ -91,15 +94,16 @@ void RunSeed(uint64_t seed, Totals* totals) {
   totals->invalid += cluster.invalid_seen;
   totals->recomputes += cluster.recomputes;
   totals->pulled += cluster.pulled;
+  totals->planned_ahead += cluster.planned_ahead;
   totals->preemptions += cluster.d.stats().preemptions;
   totals->hits += cluster.d.stats().prefix_hits + cluster.p.stats().prefix_hits;
 }
 
-TEST(WorkerCores, RandomClustersUnderFaults) {
+void RunClusters(size_t steps_in_flight) {
   Totals totals;
   for (uint64_t seed = 1; seed <= 600; ++seed) {
-    RunSeed(seed, &totals);
-    ASSERT_FALSE(HasFailure()) << "seed " << seed;
+    RunSeed(seed, steps_in_flight, &totals);
+    ASSERT_FALSE(testing::Test::HasFailure()) << "seed " << seed;
   }
   // Each path must really have been taken.
   EXPECT_GT(totals.finished, 1000u);
@@ -110,7 +114,11 @@ TEST(WorkerCores, RandomClustersUnderFaults) {
   EXPECT_GT(totals.recomputes, totals.invalid);
   EXPECT_GT(totals.preemptions, 100u);
   EXPECT_GT(totals.hits, 1000u);
+  EXPECT_EQ(totals.planned_ahead > 1000u, steps_in_flight > 1);
 }
+
+TEST(WorkerCores, RandomClustersUnderFaults) { RunClusters(1); }
+TEST(WorkerCores, RandomClustersWithTwoStepsInFlight) { RunClusters(2); }
 
 }  // namespace
 }  // namespace agentserve

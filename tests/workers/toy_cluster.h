@@ -13,6 +13,7 @@
 #include "base/rng.h"
 #include "decode_worker/core/core.h"
 #include "engine/testing/toy_model.h"
+#include "engine/testing/toy_pipeline.h"
 #include "prefill_worker/core/core.h"
 
 namespace agentserve {
@@ -37,6 +38,7 @@ class ToyCluster {
     uint32_t block_tokens = 4, p_blocks = 16, d_blocks = 16, batch = 4, step_tokens = 16;
     bool cache = true;
     double remote_share = 0.5;
+    size_t steps_in_flight = 1;
   };
   ToyCluster(uint64_t seed, const Shape& shape, const ToyFaults& faults)
       : rng(seed),
@@ -47,6 +49,8 @@ class ToyCluster {
         d_memory(shape.d_blocks, shape.block_tokens),
         p_executor(&p_memory),
         d_executor(&d_memory),
+        p_pipeline(&p_executor),
+        d_pipeline(&d_executor),
         p(POptions()),
         d(DOptions()) {}
 
@@ -113,7 +117,7 @@ class ToyCluster {
   std::map<SeqId, Request> requests;
   std::map<SeqId, int> p_closed, d_closed;
   std::set<SeqId> p_started, d_started;
-  uint64_t invalid_seen = 0, recomputes = 0, pulled = 0;
+  uint64_t invalid_seen = 0, recomputes = 0, pulled = 0, planned_ahead = 0;
   bool calm = false;  // true: no more disturbances
 
  private:
@@ -129,6 +133,7 @@ class ToyCluster {
   const uint32_t context_;
   engine::ToyMemory p_memory, d_memory;
   engine::ToyExecutor p_executor, d_executor;
+  engine::ToyPipeline p_pipeline, d_pipeline;
   pf::Core p;
   dc::Core d;
 
@@ -269,28 +274,39 @@ class ToyCluster {
   }
   void OnD(dc::Closed& e) { ++d_closed[e.seq]; }
 
+  // Launches a step, or finishes the oldest one, or both; with one step at a time, both.
   bool RunP() {
-    const engine::PlannedStep* step = p.PlanStep(now);
-    if (!step) return false;
+    const engine::PlannedStep* step = p_steps_.size() < shape_.steps_in_flight ? p.PlanStep(now) : nullptr;
+    if (step != nullptr) {
+      EXPECT_TRUE(p_pipeline.Launch(step->plan).ok());
+      p_steps_.push_back(step);
+    }
+    if (p_steps_.empty()) return false;
+    if (p_steps_.size() < shape_.steps_in_flight && step != nullptr && rng.Below(2)) return true;
     pf::StepDone done;
-    EXPECT_TRUE(p_executor.Run(step->plan, nullptr, &done.output).ok());
-    for (const auto& s : step->seals) done.digests.push_back(p_memory.Digest(s.block, s.tokens));
+    EXPECT_TRUE(p_pipeline.Wait(&done.output).ok());
+    for (const auto& s : p_steps_.front()->seals) done.digests.push_back(p_memory.Digest(s.block, s.tokens));
+    p_steps_.pop_front();
     if (rng.Below(4) == 0)
       DeliverTo(&to_p_, [&](const pf::Event& e) { StepP(e); });  // commands in the middle of a step
     StepP(done);
     return true;
   }
   bool RunD() {
-    const engine::PlannedStep* step = d.PlanStep(now);
-    if (!step) {
-      AfterD();
-      return false;
+    const engine::PlannedStep* step = d_steps_.size() < shape_.steps_in_flight ? d.PlanStep(now) : nullptr;
+    if (step != nullptr) {
+      EXPECT_TRUE(d_pipeline.Launch(step->plan).ok());
+      d_steps_.push_back(step);
+      for (const engine::SeqSlice& slice : step->plan.slices) planned_ahead += slice.input_pending;
     }
-    dc::StepDone done;
-    EXPECT_TRUE(d_executor.Run(step->plan, nullptr, &done.output).ok());
     AfterD();
+    if (d_steps_.empty()) return false;
+    if (d_steps_.size() < shape_.steps_in_flight && step != nullptr && rng.Below(2)) return true;
+    dc::StepDone done;
+    EXPECT_TRUE(d_pipeline.Wait(&done.output).ok());
     if (rng.Below(4) == 0) MovePull();
-    for (const auto& s : step->seals) done.digests.push_back(d_memory.Digest(s.block, s.tokens));
+    for (const auto& s : d_steps_.front()->seals) done.digests.push_back(d_memory.Digest(s.block, s.tokens));
+    d_steps_.pop_front();
     if (rng.Below(4) == 0) DeliverTo(&to_d_, [&](const dc::Event& e) { StepD(e); });
     StepD(done);
     return true;
@@ -356,6 +372,7 @@ class ToyCluster {
   std::deque<pf::Event> to_p_;
   std::deque<dc::Event> to_d_;
   std::map<SeqId, PullJob> pulls_;
+  std::deque<const engine::PlannedStep*> p_steps_, d_steps_;  // launched, oldest first
   uint64_t next_id_ = 1;
 };
 

@@ -1,4 +1,4 @@
-// `agentserve bench`: measures a running cluster (serve) or the model alone (step).
+// `agentserve bench`: measures a running cluster (serve), the model alone (step, prefill) or parts (kernels, handoff).
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -7,10 +7,16 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <sstream>
+#include <utility>
+#include <vector>
 
+#include "absl/strings/numbers.h"
 #include "base/flags.h"
+#include "base/rng.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
+#include "tools/cli/bench/bench_programs.h"
 #include "tools/cli/bench/bench_step.h"
 #include "tools/cli/bench/hold.h"
 #include "tools/cli/bench/load.h"
@@ -32,7 +38,7 @@ constexpr int64_t kMaxRequests = 1'000'000;
 struct ServeConfig {
   LoadConfig load;
   std::string url = "http://127.0.0.1:8000", prompt_tokens = "128", output_tokens = "64", json_file, state_file;
-  std::string endpoint = "completions";
+  std::string endpoint = "completions", concurrency = "8";
   int shared_prefix = 0;
   Slo slo{1000, 50};
   int hold_idle = 0;
@@ -46,7 +52,8 @@ void AddFlags(ServeConfig* c, base::FlagSet* flags) {
   flags->Add("model", &load.model, "model name; none = the first that the server offers", "Server");
   flags->Add("endpoint", &c->endpoint, "completions (exact prompt lengths) or chat", "Server");
   flags->Add("api-key", &load.api_key, "key to send", "Server");
-  flags->Add("concurrency", &load.concurrency, "requests at once (with --rate: at most)", "Load");
+  flags->Add("concurrency", &c->concurrency,
+             "requests at once (with --rate: at most); a list (1,8,32) runs one load after the other", "Load");
   flags->Add("rate", &load.rate, "arrivals per second, Poisson; 0 = each client sends one after the other", "Load");
   flags->Add("requests", &load.requests, "requests to send; 0 = by --duration only", "Load");
   flags->Add("duration", &load.duration_s, "seconds after which no request is started; 0 = by --requests only", "Load");
@@ -72,8 +79,6 @@ absl::Status Check(bool good, const std::string& text) {
 
 absl::Status Validate(const ServeConfig& c) {
   const LoadConfig& l = c.load;
-  AS_RETURN_IF_ERROR(Check(l.concurrency >= 1 && l.concurrency <= kMaxConcurrency,
-                           StrCat("--concurrency must be 1 to ", kMaxConcurrency)));
   AS_RETURN_IF_ERROR(Check(l.rate >= 0 && l.rate <= 1e6, "--rate must be 0 to 1000000"));
   AS_RETURN_IF_ERROR(
       Check(l.requests >= 0 && l.requests <= kMaxRequests, StrCat("--requests must be 0 to ", kMaxRequests)));
@@ -87,6 +92,19 @@ absl::Status Validate(const ServeConfig& c) {
   AS_RETURN_IF_ERROR(
       Check(c.hold_idle >= 0 && c.hold_idle <= kMaxConcurrency, StrCat("--hold-idle must be 0 to ", kMaxConcurrency)));
   return Check(c.hold_seconds > 0 && c.hold_seconds <= 3600, "--hold-seconds must be above 0, at most 3600");
+}
+
+absl::StatusOr<std::vector<int>> ParseConcurrency(const std::string& text) {
+  std::vector<int> out;
+  std::stringstream items(text + ",");
+  for (std::string item; std::getline(items, item, ',');) {
+    int value = 0;
+    AS_RETURN_IF_ERROR(Check(absl::SimpleAtoi(item, &value) && value >= 1 && value <= kMaxConcurrency,
+                             StrCat("--concurrency is '", text.substr(0, 100), "'; numbers from 1 to ", kMaxConcurrency,
+                                    " with commas between are expected")));
+    out.push_back(value);
+  }
+  return out;
 }
 
 double CpuSeconds() {
@@ -161,9 +179,22 @@ absl::Status Hold(const ServeConfig& c, const Workload& workload) {
   return WriteJson(c.json_file, HoldJson(report));
 }
 
+absl::StatusOr<BenchReport> MeasureLoad(const ServeConfig& c, const Workload& workload) {
+  const bool terminal = isatty(STDERR_FILENO) == 1;
+  const double cpu_before = CpuSeconds();
+  AS_ASSIGN_OR_RETURN(const std::vector<RequestRecord> records, RunLoad(c.load, workload, [&](const LoadProgress& p) {
+                        if (terminal) ShowProgress(p, c.load.duration_s);
+                      }));
+  if (terminal) std::fputs("\r\x1b[2K", stderr);
+  BenchReport report = MakeReport(records, c.slo);
+  report.client_cpu_s = CpuSeconds() - cpu_before;
+  return report;
+}
+
 // *failed: requests that ended with an error.
 absl::Status Serve(ServeConfig c, size_t* failed) {
   AS_RETURN_IF_ERROR(Validate(c));
+  AS_ASSIGN_OR_RETURN(const std::vector<int> loads, ParseConcurrency(c.concurrency));
   AS_ASSIGN_OR_RETURN(c.load.url, ParseUrl(c.url));
   Workload::Options options;
   AS_ASSIGN_OR_RETURN(options.prompt, ParseLengthRange("prompt-tokens", c.prompt_tokens));
@@ -177,20 +208,23 @@ absl::Status Serve(ServeConfig c, size_t* failed) {
   RaiseFileLimit();
   const std::vector<uint32_t> pool =
       c.load.chat ? std::vector<uint32_t>() : FetchTokenPool(c.load.url, c.load.api_key, c.load.model);
-  const Workload workload(options, pool);
-  if (c.hold_idle > 0) return Hold(c, workload);
+  if (c.hold_idle > 0) return Hold(c, Workload(options, pool));
   if (pool.empty()) std::fprintf(stderr, "Prompts are text of one word per token: their lengths are about right.\n");
-  const bool terminal = isatty(STDERR_FILENO) == 1;
-  const double cpu_before = CpuSeconds();
-  AS_ASSIGN_OR_RETURN(const std::vector<RequestRecord> records, RunLoad(c.load, workload, [&](const LoadProgress& p) {
-                        if (terminal) ShowProgress(p, c.load.duration_s);
-                      }));
-  if (terminal) std::fputs("\r\x1b[2K", stderr);
-  BenchReport report = MakeReport(records, c.slo);
-  report.client_cpu_s = CpuSeconds() - cpu_before;
-  *failed = report.failed;
-  if (c.json_file != "-") std::fputs(ReportTable(report).c_str(), stdout);
-  return WriteJson(c.json_file, ReportJson(report, SettingsJson(c, !pool.empty())));
+  std::vector<std::pair<int, BenchReport>> reports;
+  nlohmann::json all = nlohmann::json::array();
+  for (const int concurrency : loads) {
+    c.load.concurrency = concurrency;
+    // Other prompts for each load, or it would find the ones before it in the cache.
+    options.seed = c.load.seed = base::SplitMix64(static_cast<uint64_t>(c.seed) + reports.size()).Next();
+    if (loads.size() == 1) options.seed = c.load.seed = static_cast<uint64_t>(c.seed);
+    AS_ASSIGN_OR_RETURN(const BenchReport report, MeasureLoad(c, Workload(options, pool)));
+    *failed += report.failed;
+    if (c.json_file != "-" && loads.size() == 1) std::fputs(ReportTable(report).c_str(), stdout);
+    all.push_back(nlohmann::json::parse(ReportJson(report, SettingsJson(c, !pool.empty()))));
+    reports.emplace_back(concurrency, report);
+  }
+  if (c.json_file != "-" && loads.size() > 1) std::fputs(LoadTable(reports).c_str(), stdout);
+  return WriteJson(c.json_file, (loads.size() == 1 ? all[0] : all).dump(2));
 }
 
 int RunBenchServe(int argc, const char* const* argv) {
@@ -212,13 +246,19 @@ int RunBench(int argc, const char* const* argv) {
   if (word == "serve") return RunBenchServe(argc - 1, argv + 1);
 #ifdef AGENTSERVE_HAS_OFFLINE
   if (word == "step") return RunBenchStep(argc - 1, argv + 1);
+  if (word == "prefill") return RunBenchPrefill(argc - 1, argv + 1);
 #endif
+  if (word == "kernels") return RunBenchKernels(argc - 1, argv + 1);
+  if (word == "handoff") return RunBenchHandoff(argc - 1, argv + 1);
   const bool help = word == "--help" || word == "-h" || word == "help";
   std::fprintf(help ? stdout : stderr,
                "agentserve bench: measures.\n\nUsage: agentserve bench KIND [flags]\n\nKinds:\n"
-               "  serve   load a running server over HTTP and report latencies and rates\n%s",
+               "  serve    load a running server over HTTP and report latencies and rates\n"
+               "  kernels  run the benches of the single operations\n"
+               "  handoff  run the benches of moving KV between workers\n%s",
 #ifdef AGENTSERVE_HAS_OFFLINE
-               "  step    run the model in this process and report bandwidth and token rates\n"
+               "  step     run the model in this process: decode steps over batch sizes and contexts\n"
+               "  prefill  run the model in this process: prompts from end to end\n"
 #else
                ""
 #endif

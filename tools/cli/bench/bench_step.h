@@ -2,7 +2,8 @@
 
 namespace agentserve::tools {
 
-// `agentserve bench step`: the model alone, in this process. Returns the exit code.
+// `agentserve bench step` and `agentserve bench prefill`: the model alone, in this process. They return the exit code.
 int RunBenchStep(int argc, const char* const* argv);
+int RunBenchPrefill(int argc, const char* const* argv);
 
 }  // namespace agentserve::tools

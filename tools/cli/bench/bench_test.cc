@@ -33,6 +33,7 @@ TEST(Stats, SummaryIsIndependentOfOrder) {
   EXPECT_DOUBLE_EQ(s.mean, 50);
   EXPECT_DOUBLE_EQ(s.p50, 50);
   EXPECT_DOUBLE_EQ(s.p90, 90);
+  EXPECT_DOUBLE_EQ(s.p95, 95);
   EXPECT_DOUBLE_EQ(s.p99, 99);
   EXPECT_DOUBLE_EQ(s.max, 100);
   EXPECT_EQ(Summarize({}).count, 0u);

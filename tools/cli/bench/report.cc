@@ -21,11 +21,12 @@ __attribute__((format(printf, 2, 3))) void Print(std::string* out, const char* f
 }
 
 void PrintSummary(std::string* out, const char* name, const Summary& s) {
-  Print(out, "  %-22s %10.2f %10.2f %10.2f %10.2f %10.2f\n", name, s.mean, s.p50, s.p90, s.p99, s.max);
+  Print(out, "  %-22s %10.2f %10.2f %10.2f %10.2f %10.2f %10.2f\n", name, s.mean, s.p50, s.p90, s.p95, s.p99, s.max);
 }
 
 json ToJson(const Summary& s) {
-  return {{"count", s.count}, {"mean", s.mean}, {"p50", s.p50}, {"p90", s.p90}, {"p99", s.p99}, {"max", s.max}};
+  return {{"count", s.count}, {"mean", s.mean}, {"p50", s.p50}, {"p90", s.p90},
+          {"p95", s.p95},     {"p99", s.p99},   {"max", s.max}};
 }
 
 bool Within(const RequestRecord& r, const Slo& slo) {
@@ -78,11 +79,27 @@ std::string ReportTable(const BenchReport& r) {
   Print(&out, "  goodput requests/s     %10.2f   (%zu within TTFT %.0f ms and TPOT %.0f ms; 0 = no limit)\n",
         r.PerSecond(static_cast<double>(r.within_slo)), r.within_slo, r.slo.ttft_ms, r.slo.tpot_ms);
   Print(&out, "  client CPU             %10.2f s\n\n", r.client_cpu_s);
-  Print(&out, "  %-22s %10s %10s %10s %10s %10s\n", "milliseconds", "mean", "p50", "p90", "p99", "max");
+  Print(&out, "  %-22s %10s %10s %10s %10s %10s %10s\n", "milliseconds", "mean", "p50", "p90", "p95", "p99", "max");
   PrintSummary(&out, "time to first token", r.ttft_ms);
   PrintSummary(&out, "time per output token", r.tpot_ms);
   PrintSummary(&out, "inter-token latency", r.itl_ms);
   PrintSummary(&out, "end to end", r.e2e_ms);
+  return out;
+}
+
+std::string LoadTable(const std::vector<std::pair<int, BenchReport>>& reports) {
+  std::string out;
+  Print(&out, "\n  %7s %10s %10s  %-26s %-26s %9s %6s\n", "at once", "requests/s", "tokens/s", "TTFT ms p50/p95/p99",
+        "TPOT ms p50/p95/p99", "goodput/s", "failed");
+  for (const auto& [concurrency, r] : reports) {
+    char ttft[64], tpot[64];
+    std::snprintf(ttft, sizeof(ttft), "%.1f / %.1f / %.1f", r.ttft_ms.p50, r.ttft_ms.p95, r.ttft_ms.p99);
+    std::snprintf(tpot, sizeof(tpot), "%.2f / %.2f / %.2f", r.tpot_ms.p50, r.tpot_ms.p95, r.tpot_ms.p99);
+    Print(&out, "  %7d %10.2f %10.1f  %-26s %-26s %9.2f %6zu\n", concurrency,
+          r.PerSecond(static_cast<double>(r.completed)), r.PerSecond(static_cast<double>(r.completion_tokens)), ttft,
+          tpot, r.PerSecond(static_cast<double>(r.within_slo)), r.failed);
+    for (const auto& [kind, count] : r.errors) Print(&out, "          %s: %zu\n", kind.c_str(), count);
+  }
   return out;
 }
 

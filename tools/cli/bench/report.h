@@ -3,6 +3,7 @@
 
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tools/cli/bench/record.h"
@@ -32,6 +33,8 @@ struct BenchReport {
 // `seconds`: from the first start to the last end.
 BenchReport MakeReport(const std::vector<RequestRecord>& records, const Slo& slo);
 std::string ReportTable(const BenchReport& report);
+// One line per load: how many requests at once, and what came of it.
+std::string LoadTable(const std::vector<std::pair<int, BenchReport>>& reports);
 // Pretty-printed object; `settings_json` becomes its field "settings".
 std::string ReportJson(const BenchReport& report, const std::string& settings_json);
 

@@ -23,6 +23,7 @@ Summary Summarize(std::vector<double> samples) {
   s.mean = std::accumulate(samples.begin(), samples.end(), 0.0) / static_cast<double>(samples.size());
   s.p50 = Percentile(samples, 0.5);
   s.p90 = Percentile(samples, 0.9);
+  s.p95 = Percentile(samples, 0.95);
   s.p99 = Percentile(samples, 0.99);
   s.max = samples.back();
   return s;

@@ -12,7 +12,7 @@ double Percentile(const std::vector<double>& sorted, double p);
 
 struct Summary {
   size_t count = 0;
-  double mean = 0, p50 = 0, p90 = 0, p99 = 0, max = 0;
+  double mean = 0, p50 = 0, p90 = 0, p95 = 0, p99 = 0, max = 0;
 };
 // All zero if there is no sample.
 Summary Summarize(std::vector<double> samples);

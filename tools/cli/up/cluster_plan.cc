@@ -1,6 +1,7 @@
 #include "tools/cli/up/cluster_plan.h"
 
 #include <algorithm>
+#include <cstdio>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -82,14 +83,30 @@ class Planner {
     }
   }
 
-  ManagedChild Worker(bool prefill, int index, const ManagedChild& router, const ManagedChild* kvstore, int threads) {
+  // `place`: this worker's number among all.
+  void AddDevice(size_t place, const std::vector<int>& gpus, ManagedChild* child) const {
+    auto& argv = child->process.argv;
+    if (config_.batch_invariant) argv.push_back("--batch-invariant");
+    if (gpus.empty()) {
+      argv.insert(argv.end(), {"--device", "cpu"});
+      return;
+    }
+    const size_t workers = static_cast<size_t>(config_.prefill + config_.decode), gpu = place % gpus.size();
+    const size_t sharing = (workers - gpu + gpus.size() - 1) / gpus.size();
+    char share[16];
+    std::snprintf(share, sizeof(share), "%.4g", config_.gpu_memory_utilization / static_cast<double>(sharing));
+    argv.insert(argv.end(), {"--device", StrCat("cuda:", gpus[gpu]), "--gpu-memory-utilization", share});
+  }
+
+  ManagedChild Worker(bool prefill, int index, const ManagedChild& router, const ManagedChild* kvstore, int threads,
+                      const std::vector<int>& gpus) {
     const std::string role = prefill ? "prefill" : "decode";
     ManagedChild child = Inner(StrCat(role, "-", index), role, StrCat("agentserve-", role, "-worker"), kStopWorkers);
     AddModel(&child);
     auto& argv = child.process.argv;
-    argv.insert(argv.end(),
-                {"--device", config_.device, "--router", Address(router), "--worker-id", child.rule.name, "--run-dir",
-                 config_.run_dir, "--threads", StrCat(threads), "--kv-transport", config_.kv_transport});
+    argv.insert(argv.end(), {"--router", Address(router), "--worker-id", child.rule.name, "--run-dir", config_.run_dir,
+                             "--threads", StrCat(threads), "--kv-transport", config_.kv_transport});
+    AddDevice(static_cast<size_t>(prefill ? index : config_.prefill + index), gpus, &child);
     if (kvstore != nullptr) argv.insert(argv.end(), {"--kvstore", Address(*kvstore)});
     if (config_.kv_memory_mib > 0) argv.insert(argv.end(), {"--kv-memory-mib", StrCat(config_.kv_memory_mib)});
     Append(config_.worker_args, &child);
@@ -121,9 +138,13 @@ std::string HostPort(const std::string& host, int port) {
 }
 
 absl::Status ValidateUpConfig(const UpConfig& c) {
-  absl::Status s = OneOf("device", c.device, {"auto", "cpu", "cuda"});
+  absl::Status s =
+      c.device.starts_with("cuda:") ? absl::OkStatus() : OneOf("device", c.device, {"auto", "cpu", "cuda", "cuda:N"});
+  if (!(c.gpu_memory_utilization >= 0.05 && c.gpu_memory_utilization <= 1)) {
+    s.Update(absl::InvalidArgumentError("--gpu-memory-utilization must be 0.05 to 1"));
+  }
   s.Update(OneOf("policy", c.policy, {"program-fifo", "fifo", "priority"}));
-  s.Update(OneOf("kv-transport", c.kv_transport, {"auto", "mapped", "stream"}));
+  s.Update(OneOf("kv-transport", c.kv_transport, {"auto", "mapped", "staged", "stream"}));
   s.Update(InRange("prefill", c.prefill, 0, kMaxWorkersPerRole));
   s.Update(InRange("decode", c.decode, 1, kMaxWorkersPerRole));
   s.Update(InRange("port", c.port, 0, 65535));
@@ -150,7 +171,23 @@ size_t PortsNeeded(const UpConfig& c) {
   return 2 * static_cast<size_t>(1 + (c.kvstore ? 1 : 0) + c.prefill + c.decode);
 }
 
-std::vector<ManagedChild> PlanCluster(const UpConfig& config, const std::vector<int>& ports, int hardware_threads) {
+absl::StatusOr<std::vector<int>> ChooseGpus(const UpConfig& config, const std::vector<int>& found,
+                                            const std::string& why) {
+  if (config.device == "cpu") return std::vector<int>();
+  if (config.device == "auto") return found;
+  if (found.empty()) {
+    return absl::FailedPreconditionError(
+        StrCat("--device ", config.device, ": ", why, "; --device cpu runs on the CPU"));
+  }
+  if (config.device == "cuda") return found;
+  for (const int gpu : found) {
+    if (config.device == StrCat("cuda:", gpu)) return std::vector<int>{gpu};
+  }
+  return absl::FailedPreconditionError(StrCat("--device ", config.device, ": there is no usable GPU of that number"));
+}
+
+std::vector<ManagedChild> PlanCluster(const UpConfig& config, const std::vector<int>& ports, int hardware_threads,
+                                      const std::vector<int>& gpus) {
   Planner planner(config, ports);
   std::vector<ManagedChild> out;
   if (config.kvstore) {
@@ -167,8 +204,10 @@ std::vector<ManagedChild> PlanCluster(const UpConfig& config, const std::vector<
   const int workers = config.prefill + config.decode;
   const int threads = config.threads > 0 ? config.threads : std::max(1, hardware_threads / workers);
   out.push_back(router);
-  for (int i = 0; i < config.prefill; ++i) out.push_back(planner.Worker(true, i, router, kvstore_or_null, threads));
-  for (int i = 0; i < config.decode; ++i) out.push_back(planner.Worker(false, i, router, kvstore_or_null, threads));
+  for (int i = 0; i < config.prefill; ++i)
+    out.push_back(planner.Worker(true, i, router, kvstore_or_null, threads, gpus));
+  for (int i = 0; i < config.decode; ++i)
+    out.push_back(planner.Worker(false, i, router, kvstore_or_null, threads, gpus));
   out.push_back(planner.Gateway(router));
   return out;
 }

@@ -22,6 +22,8 @@ struct UpConfig {
   std::vector<std::string> api_keys;
   int threads = 0;
   int kv_memory_mib = 0;
+  double gpu_memory_utilization = 0.9;
+  bool batch_invariant = false;
   std::string kv_transport = "auto";
   bool kvstore = true;
   std::string run_dir;
@@ -44,8 +46,13 @@ inline constexpr int kMaxWorkersPerRole = 64;
 absl::Status ValidateUpConfig(const UpConfig& config);
 
 // Children in start order. `ports` gives, in order, port and metrics port of each inner service (see PortsNeeded).
-// `hardware_threads` is shared out among the workers when --threads is 0.
-std::vector<ManagedChild> PlanCluster(const UpConfig& config, const std::vector<int>& ports, int hardware_threads);
+// `hardware_threads` is shared out among the workers when --threads is 0. `gpus`: indices of the GPUs to use, in order:
+// prefill workers first, then decode workers, go round them; workers of one GPU share its memory evenly. None: the CPU.
+std::vector<ManagedChild> PlanCluster(const UpConfig& config, const std::vector<int>& ports, int hardware_threads,
+                                      const std::vector<int>& gpus = {});
+// Which of `found` GPUs --device asks for; none = the CPU. FAILED_PRECONDITION: there are none, and `why` that is.
+absl::StatusOr<std::vector<int>> ChooseGpus(const UpConfig& config, const std::vector<int>& found,
+                                            const std::string& why);
 size_t PortsNeeded(const UpConfig& config);
 
 // host:port, with brackets around an IPv6 address.

@@ -16,6 +16,7 @@
 #include "tools/cli/paths.h"
 #include "tools/cli/up/banner.h"
 #include "tools/cli/up/cluster_plan.h"
+#include "tools/cli/up/gpus.h"
 #include "tools/cli/up/net.h"
 #include "tools/cli/up/supervisor.h"
 
@@ -28,12 +29,21 @@ namespace {
 void AddFlags(UpConfig* c, base::FlagSet* flags) {
   flags->Add("model", &c->model, "Hugging Face folder of a Llama 3 model; none = the bundled tiny-agent", "Model");
   flags->Add("model-id", &c->model_id, "name that clients use; none = the folder's name", "Model");
-  flags->Add("device", &c->device, "cpu, cuda or auto", "Model");
+  flags->Add("device", &c->device,
+             "cpu; cuda: all GPUs, prefill workers first, then decode workers in turn; cuda:N: that GPU; auto: the "
+             "GPUs found, "
+             "else the CPU",
+             "Model");
+  flags->Add("batch-invariant", &c->batch_invariant,
+             "tokens do not depend on what else runs, bit for bit; always so on the CPU, costs some speed on a GPU",
+             "Model");
   flags->Add("prefill", &c->prefill, "prefill workers; 0 = decode workers prefill themselves", "Cluster");
   flags->Add("decode", &c->decode, "decode workers", "Cluster");
   flags->Add("threads", &c->threads, "CPU threads per worker; 0 = the machine's, shared out", "Cluster");
   flags->Add("kv-memory-mib", &c->kv_memory_mib, "KV memory per worker in MiB; 0 = the worker's default", "Cluster");
-  flags->Add("kv-transport", &c->kv_transport, "how KV blocks travel: auto, mapped or stream", "Cluster");
+  flags->Add("gpu-memory-utilization", &c->gpu_memory_utilization,
+             "share of each GPU's memory to use, divided among the workers on it", "Cluster");
+  flags->Add("kv-transport", &c->kv_transport, "how KV blocks travel: auto, mapped, staged or stream", "Cluster");
   flags->Add("policy", &c->policy, "order of requests: program-fifo, fifo or priority", "Cluster");
   flags->Add("kvstore", &c->kvstore, "run the block directory", "Cluster");
   flags->Add("host", &c->host, "address of the HTTP gateway; 0.0.0.0 = reachable from other machines", "Network");
@@ -60,6 +70,20 @@ void AddFlags(UpConfig* c, base::FlagSet* flags) {
 int Complain(int code, const absl::Status& why) {
   std::fprintf(stderr, "agentserve up: %s\n", base::MessageOf(why).c_str());
   return code;
+}
+
+absl::StatusOr<std::vector<int>> FindGpus(const UpConfig& config) {
+  std::string why;
+  std::vector<int> found;
+  if (config.device != "cpu") found = FindGpusInChild(&why);
+  return ChooseGpus(config, found, why);
+}
+
+// For people: "cpu" or "cuda:0, cuda:1".
+std::string ToText(const std::vector<int>& gpus) {
+  std::string text;
+  for (const int gpu : gpus) base::StrAppend(&text, text.empty() ? "" : ", ", "cuda:", gpu);
+  return text.empty() ? "cpu" : text;
 }
 
 // OK if the folder looks like a model; its contents are checked by the services.
@@ -175,11 +199,18 @@ int RunUp(int argc, const char* const* argv) {
     std::filesystem::create_directories(config.log_dir, ec);
     if (ec) return Complain(base::kExitConfig, absl::InvalidArgumentError(StrCat("--log-dir: ", ec.message())));
   }
-  // This build has one backend; a worker with --device cuda says so itself and exits with code 4.
-  if (config.device == "auto") config.device = "cpu";
+  const auto gpus = FindGpus(config);
+  if (!gpus.ok()) return Complain(base::kExitConfig, gpus.status());
+  config.device = ToText(*gpus);
+  if (!gpus->empty() && gpus->size() < static_cast<size_t>(config.prefill + config.decode)) {
+    std::fprintf(stderr,
+                 "agentserve up: %d workers share %zu GPU(s): they take turns, memory is divided. Fewer workers "
+                 "(--prefill 0 --decode %zu) serve these GPUs better.\n",
+                 config.prefill + config.decode, gpus->size(), gpus->size());
+  }
   RaiseFileLimit();
   const int threads = static_cast<int>(std::thread::hardware_concurrency());
-  Supervisor supervisor(MakeSupervisorConfig(config, PlanCluster(config, *ports, threads)));
+  Supervisor supervisor(MakeSupervisorConfig(config, PlanCluster(config, *ports, threads, *gpus)));
   return supervisor.Run();
 }
 

@@ -122,6 +122,45 @@ TEST(Plan, ThreadsAreNeverZero) {
   const auto children = PlanCluster(c, Ports(c), 2);
   EXPECT_EQ(ValueOf(children[2], "--threads"), "1");
 }
+TEST(Plan, PlacesWorkersOnGpus) {
+  UpConfig c = Config();
+  c.prefill = 1;
+  c.decode = 2;
+  auto children = PlanCluster(c, Ports(c), 2);
+  for (size_t i : {2, 3, 4}) EXPECT_EQ(ValueOf(children[i], "--device"), "cpu") << i;
+  children = PlanCluster(c, Ports(c), 2, {0, 3});
+  EXPECT_EQ(ValueOf(children[2], "--device"), "cuda:0") << "prefill";
+  EXPECT_EQ(ValueOf(children[3], "--device"), "cuda:3") << "decode";
+  EXPECT_EQ(ValueOf(children[4], "--device"), "cuda:0") << "round again";
+  EXPECT_EQ(ValueOf(children[2], "--gpu-memory-utilization"), "0.45") << "two workers on GPU 0";
+  EXPECT_EQ(ValueOf(children[3], "--gpu-memory-utilization"), "0.9");
+  EXPECT_EQ(ValueOf(children[4], "--gpu-memory-utilization"), "0.45");
+  const auto has = [&](const char* flag) {
+    const auto& argv = children[2].process.argv;
+    return std::find(argv.begin(), argv.end(), flag) != argv.end();
+  };
+  EXPECT_FALSE(has("--batch-invariant"));
+  c.batch_invariant = true;
+  children = PlanCluster(c, Ports(c), 2, {5});
+  EXPECT_TRUE(has("--batch-invariant"));
+  EXPECT_EQ(ValueOf(children[4], "--gpu-memory-utilization"), "0.3");
+}
+
+TEST(Plan, ChoosesGpus) {
+  UpConfig c = Config();
+  const auto choose = [&](const char* device, const std::vector<int>& found) {
+    c.device = device;
+    return ChooseGpus(c, found, "no driver");
+  };
+  EXPECT_EQ(*choose("cpu", {0, 1}), std::vector<int>());
+  EXPECT_EQ(*choose("auto", {0, 1}), (std::vector<int>{0, 1}));
+  EXPECT_EQ(*choose("auto", {}), std::vector<int>());
+  EXPECT_EQ(*choose("cuda", {0, 1}), (std::vector<int>{0, 1}));
+  EXPECT_EQ(*choose("cuda:1", {0, 1}), std::vector<int>{1});
+  EXPECT_FALSE(choose("cuda:2", {0, 1}).ok());
+  EXPECT_NE(std::string(choose("cuda", {}).status().message()).find("no driver"), std::string::npos);
+}
+
 TEST(Plan, RejectsBadSettings) {
   UpConfig c = Config();
   EXPECT_TRUE(ValidateUpConfig(c).ok());

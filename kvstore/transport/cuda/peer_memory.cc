@@ -1,0 +1,205 @@
+#include "kvstore/transport/cuda/peer_memory.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <chrono>
+#include <mutex>
+#include <utility>
+
+#include "base/status_macros.h"
+#include "base/strings.h"
+#include "kernels/kv_copy/kv_copy_cuda.h"
+
+namespace agentserve::kvstore::cuda {
+namespace {
+
+using SteadyClock = std::chrono::steady_clock;
+
+// The device of this process with the UUID; NOT_FOUND: it is hidden from us.
+absl::StatusOr<int> FindDevice(const std::array<uint8_t, 16>& uuid) {
+  int count = 0;
+  AS_RETURN_IF_ERROR(Check(cudaGetDeviceCount(&count), "count the GPUs"));
+  for (int i = 0; i < count; ++i) {
+    AS_ASSIGN_OR_RETURN(const auto other, DeviceUuid(i));
+    if (other == uuid) return i;
+  }
+  return absl::NotFoundError("not visible");
+}
+
+// What both ways share: timing copies of real blocks into scratch memory.
+class ImportedMemory : public PeerMemory {
+ public:
+  ImportedMemory(CudaMemory* local, Mapping mapping, uint32_t num_blocks)
+      : local_(local), mapping_(std::move(mapping)), num_blocks_(num_blocks) {}
+
+  absl::Status Gather(std::span<const uint32_t> src_blocks, std::span<const uint32_t> dst_blocks, size_t offset,
+                      size_t bytes) override {
+    return Copy(local_->view().base, src_blocks, dst_blocks, offset, bytes);
+  }
+
+  absl::StatusOr<double> Measure(size_t bytes, int ms) override {
+    const size_t block_bytes = layout().BlockBytes();
+    const size_t n = std::clamp<size_t>(bytes / block_bytes, 1, num_blocks_);
+    AS_ASSIGN_OR_RETURN(const Lanes::Lease lane, local_->pull_lanes().Take());
+    void* scratch = nullptr;
+    AS_RETURN_IF_ERROR(Check(cudaMallocAsync(&scratch, n * block_bytes, lane->stream()), "memory for the probe"));
+    std::vector<uint32_t> blocks(n);
+    for (size_t i = 0; i < n; ++i) blocks[i] = static_cast<uint32_t>(i);
+    absl::Status status = lane->Synchronize();
+    double best = 0;
+    const auto limit = SteadyClock::now() + std::chrono::milliseconds(ms);
+    // The first round is slower (page tables, clocks); it counts only if it is the only one.
+    for (int round = 0; status.ok() && round < 16 && (round < 2 || SteadyClock::now() < limit); ++round) {
+      const auto start = SteadyClock::now();
+      status = Copy(static_cast<std::byte*>(scratch), blocks, blocks, 0, block_bytes);
+      const double seconds = std::chrono::duration<double>(SteadyClock::now() - start).count();
+      best = std::max(best, static_cast<double>(n * block_bytes) / 1e9 / std::max(seconds, 1e-9));
+    }
+    status.Update(Check(cudaFreeAsync(scratch, lane->stream()), "memory of the probe"));
+    status.Update(lane->Synchronize());
+    if (!status.ok()) return status;
+    return best;
+  }
+
+ protected:
+  // As Gather, into blocks from `dst`.
+  virtual absl::Status Copy(std::byte* dst, std::span<const uint32_t> src_blocks, std::span<const uint32_t> dst_blocks,
+                            size_t offset, size_t bytes) = 0;
+  const engine::KvLayout& layout() const { return local_->view().layout; }
+  const std::byte* source() const { return mapping_.data(); }
+
+  CudaMemory* const local_;
+
+ private:
+  const Mapping mapping_;
+  const uint32_t num_blocks_;
+};
+
+// The device of the reader reads the peer's memory, over NVLink or in the same GPU.
+class MappedMemory final : public ImportedMemory {
+ public:
+  using ImportedMemory::ImportedMemory;
+  std::string_view path() const override { return "mapped"; }
+
+ protected:
+  absl::Status Copy(std::byte* dst, std::span<const uint32_t> src_blocks, std::span<const uint32_t> dst_blocks,
+                    size_t offset, size_t bytes) override {
+    AS_ASSIGN_OR_RETURN(const Lanes::Lease lane, local_->pull_lanes().Take());
+    for (size_t first = 0; first < src_blocks.size(); first += Lane::kMostPairs) {
+      const size_t n = std::min(Lane::kMostPairs, src_blocks.size() - first);
+      AS_ASSIGN_OR_RETURN(const uint32_t* const pairs, lane->Upload(n, [&](size_t i) {
+        return std::pair(src_blocks[first + i], dst_blocks[first + i]);
+      }));
+      kernels::cuda::KvGatherParams p;
+      p.src = source();
+      p.dst = dst;
+      p.src_blocks = pairs;
+      p.dst_blocks = pairs + n;
+      p.count = static_cast<int>(n);
+      p.block_bytes = layout().BlockBytes();
+      p.offset = offset;
+      p.bytes = bytes;
+      kernels::cuda::LaunchContext context;
+      context.stream = lane->stream();
+      AS_RETURN_IF_ERROR(kernels::cuda::KvGather(p, context));
+      AS_RETURN_IF_ERROR(lane->Synchronize());
+    }
+    return absl::OkStatus();
+  }
+};
+
+// The owner's device copies into pinned memory of the host, ours out of it; two buffers, so that both links work.
+class StagedMemory final : public ImportedMemory {
+ public:
+  StagedMemory(CudaMemory* local, Mapping mapping, uint32_t num_blocks, int owner_device, std::string problem)
+      : ImportedMemory(local, std::move(mapping), num_blocks),
+        problem_(std::move(problem)),
+        owner_lanes_(owner_device, /*high_priority=*/false) {}
+  std::string_view path() const override { return "staged"; }
+  std::string problem() const override { return problem_; }
+
+ protected:
+  absl::Status Copy(std::byte* dst, std::span<const uint32_t> src_blocks, std::span<const uint32_t> dst_blocks,
+                    size_t offset, size_t bytes) override {
+    // A lane's events belong to its device: "landed" is recorded on the owner's stream, "taken" on ours.
+    AS_ASSIGN_OR_RETURN(const Lanes::Lease owner, owner_lanes_.Take());
+    AS_ASSIGN_OR_RETURN(const Lanes::Lease local, local_->pull_lanes().Take());
+    const size_t block_bytes = layout().BlockBytes();
+    size_t half = 0;
+    for (size_t i = 0, done = 0; i < src_blocks.size();) {
+      // The peer's memory is mapped for the owner's device alone, so the copy must be one of that device's context.
+      AS_RETURN_IF_ERROR(Check(cudaSetDevice(owner->device()), "select the owner's GPU"));
+      // The half may be in use by copies to our device that have not ended.
+      AS_RETURN_IF_ERROR(Check(cudaStreamWaitEvent(owner->stream(), local->event(half), 0), "staged KV copy"));
+      const size_t first = i, first_done = done;
+      size_t used = 0;
+      while (i < src_blocks.size() && used < Lane::kHalfBytes) {
+        const size_t n = std::min(bytes - done, Lane::kHalfBytes - used);
+        const std::byte* src = source() + src_blocks[i] * block_bytes + offset + done;
+        AS_RETURN_IF_ERROR(Check(
+            cudaMemcpyAsync(owner->half(half) + used, src, n, cudaMemcpyDeviceToHost, owner->stream()), "staged read"));
+        Advance(n, bytes, &used, &i, &done);
+      }
+      AS_RETURN_IF_ERROR(Check(cudaEventRecord(owner->event(half), owner->stream()), "staged KV copy"));
+      AS_RETURN_IF_ERROR(Check(cudaSetDevice(local->device()), "select our GPU"));
+      AS_RETURN_IF_ERROR(Check(cudaStreamWaitEvent(local->stream(), owner->event(half), 0), "staged KV copy"));
+      used = 0;
+      for (size_t j = first, at = first_done; j < i || (j == i && at < done);) {
+        const size_t n = std::min(j == i ? done - at : bytes - at, Lane::kHalfBytes - used);
+        AS_RETURN_IF_ERROR(Check(cudaMemcpyAsync(dst + dst_blocks[j] * block_bytes + offset + at,
+                                                 owner->half(half) + used, n, cudaMemcpyHostToDevice, local->stream()),
+                                 "staged write"));
+        Advance(n, bytes, &used, &j, &at);
+      }
+      AS_RETURN_IF_ERROR(Check(cudaEventRecord(local->event(half), local->stream()), "staged KV copy"));
+      half ^= 1;
+    }
+    return local->Synchronize();
+  }
+
+ private:
+  static void Advance(size_t n, size_t bytes, size_t* used, size_t* block, size_t* done) {
+    *used += n;
+    *done += n;
+    if (*done == bytes) {
+      *done = 0;
+      ++*block;
+    }
+  }
+
+  const std::string problem_;
+  Lanes owner_lanes_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PeerMemory>> ImportPeer(CudaMemory* local, base::UniqueFd fd, const MemoryFacts& facts,
+                                                       const ImportOptions& options) {
+  if (facts.kind != MemoryKind::kCuda) return absl::UnimplementedError("the peer's blocks are not in GPU memory");
+  const absl::StatusOr<int> owner = FindDevice(facts.device_uuid);
+  if (!owner.ok()) {
+    return absl::UnimplementedError(
+        "the peer's GPU is hidden from this process (CUDA_VISIBLE_DEVICES, or a container with other GPUs)");
+  }
+  int reaches = *owner == local->device() ? 1 : 0;
+  if (reaches == 0) {
+    AS_RETURN_IF_ERROR(Check(cudaDeviceCanAccessPeer(&reaches, local->device(), *owner), "ask for peer access"));
+  }
+  const bool staged = reaches == 0 || options.force_staged;
+  const int reader = staged ? *owner : local->device();
+  AS_RETURN_IF_ERROR(Check(cudaSetDevice(reader), "select the GPU"));
+  AS_RETURN_IF_ERROR(Check(cudaFree(nullptr), "context of the GPU"));
+  absl::StatusOr<Mapping> mapping = Mapping::ImportReadOnly(fd.get(), facts.allocation_bytes, reader);
+  if (!mapping.ok()) return absl::UnimplementedError(mapping.status().message());
+  if (staged) {
+    const std::string problem =
+        reaches == 0
+            ? base::StrCat("cuda:", local->device(), " cannot reach the memory of cuda:", *owner, " (no peer access)")
+            : "asked for by --kv-transport staged";
+    return std::make_unique<StagedMemory>(local, *std::move(mapping), options.num_blocks, *owner, problem);
+  }
+  return std::make_unique<MappedMemory>(local, *std::move(mapping), options.num_blocks);
+}
+
+}  // namespace agentserve::kvstore::cuda
