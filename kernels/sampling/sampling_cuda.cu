@@ -128,21 +128,15 @@ __device__ __forceinline__ bool IsFiltered(const SamplingRow& row, int vocab) {
 }
 
 // False: the row has to go the general way.
-__device__ bool ChooseFast(Slice& slice, SampleShared& s, int blocks, Choice& choice) {
+__device__ bool ChooseFast(Slice& slice, SampleShared& s, int blocks, const VectorBest& loaded, Choice& choice) {
   const SamplingRow& row = slice.row;
-  const int lane = threadIdx.x % 32, rank = static_cast<int>(cg::this_cluster().block_rank());
-  static_assert(kWindowKeys == 4 * kSampleThreads);
-  reinterpret_cast<uint4*>(s.Bins())[threadIdx.x] = make_uint4(0, 0, 0, 0);
-  if (threadIdx.x == 0) s.weight_cut = kWindowKeys;
-  LoadSlice(slice, s);
-  SliceSummary mine = {kNoItem, 0, 0, 0, kNoKey, 0};
-  if (lane < blocks) mine = *cg::this_cluster().map_shared_rank(&s.summary, lane);
-  const uint64_t best = WarpMin64(mine.best);
+  const int rank = static_cast<int>(cg::this_cluster().block_rank());
+  FindBest(slice, s, blocks, loaded);
+  const uint64_t best = s.row_best;
   choice.ok = best != kInfiniteLogit && (best != kNoItem || slice.edit_count > 0);
   if (!choice.ok) return true;
   if (best == kInfiniteAdjusted || best == kNoItem) return false;
-  choice.raw_max = ValueOfKey(slice.edit_count > 0 ? WidenKey(__reduce_min_sync(0xffffffffu, mine.raw_key))
-                                                   : static_cast<uint32_t>(best >> 32));
+  choice.raw_max = ValueOfKey(slice.edit_count > 0 ? WidenKey(s.row_raw_key) : static_cast<uint32_t>(best >> 32));
   if (row.temperature == 0.0f) {
     if (rank == 0) choice.token = static_cast<int>(best & 0xffffffffu);
     return true;
@@ -152,24 +146,25 @@ __device__ bool ChooseFast(Slice& slice, SampleShared& s, int blocks, Choice& ch
     return true;
   }
   const Window window(static_cast<uint32_t>(best >> 32), row.temperature);
-  const bool top_k = row.top_k > 0 && row.top_k < static_cast<uint32_t>(slice.vocab);
-  CountWindow(slice, s, window, !top_k && row.top_p < 1.0f);
+  const uint32_t top_k = row.top_k < static_cast<uint32_t>(slice.vocab) ? row.top_k : 0;
+  CountWindow(slice, s, window, top_k, top_k == 0 && row.top_p < 1.0f);
   WindowPlace place;
   if (!WindowSearch(slice, s, window, blocks).Decide(&place)) return false;
   choice.token = TokenAt(slice, s, blocks, place);
   return true;
 }
 
-__device__ Choice Choose(Slice& slice, SampleShared& s, int blocks, const Spill& spill) {
+__device__ Choice Choose(Slice& slice, SampleShared& s, int blocks, const VectorBest& loaded, const Spill& spill) {
   const SamplingRow& row = slice.row;
   Choice choice;
   // Edits are listed in shared memory, which a draw by id has no use for.
   if (slice.edit_count == 0 ||
       (slice.edit_count <= kSharedItems && (row.temperature == 0.0f || IsFiltered(row, slice.vocab)))) {
-    if (ChooseFast(slice, s, blocks, choice)) return choice;
-    slice.cache = nullptr;
+    if (ChooseFast(slice, s, blocks, loaded, choice)) return choice;
     cg::this_cluster().sync();
   }
+  slice.cache = nullptr;
+  __syncthreads();
   const bool filtered = row.temperature != 0.0f && IsFiltered(row, slice.vocab);
   RowSummary summary;
   for (;;) {
@@ -201,22 +196,27 @@ __global__ __launch_bounds__(kSampleThreads, 1) void SampleKernel(const SamplePa
   const cg::cluster_group cluster = cg::this_cluster();
   const int blocks = static_cast<int>(cluster.num_blocks()), rank = static_cast<int>(cluster.block_rank());
   const int row = static_cast<int>(blockIdx.x) / blocks, vectors = (p.vocab + 7) / 8;
+  for (int i = threadIdx.x; i < kWindowKeys / 4; i += kSampleThreads) {
+    reinterpret_cast<uint4*>(s.Bins())[i] = make_uint4(0, 0, 0, 0);
+  }
+  if (threadIdx.x == 0) s.weight_cut = kWindowKeys;
   PdlWait();
   PdlTrigger();
   Slice slice;
+  slice.row = p.settings[row];  // arrives while the logits do
   slice.logits = p.logits + static_cast<size_t>(row) * p.vocab;
-  slice.row = p.settings[row];
-  slice.edits = p.edits + slice.row.edits_begin;
-  slice.edit_count = slice.row.edits_end - slice.row.edits_begin;
   slice.vocab = p.vocab;
   slice.slice_vectors = (vectors + blocks - 1) / blocks;
   slice.first = min(rank * slice.slice_vectors, vectors);
   slice.count = min(slice.slice_vectors, vectors - slice.first);
+  const VectorBest loaded = CacheSlice(slice, s);
+  slice.edits = p.edits + slice.row.edits_begin;
+  slice.edit_count = slice.row.edits_end - slice.row.edits_begin;
   Spill spill;
   spill.items = reinterpret_cast<uint64_t*>(static_cast<std::byte*>(p.workspace) + row * spill_bytes);
   spill.mass = reinterpret_cast<double*>(spill.items + spill_bytes / 16 - 1);
   SampledRow* out = p.out + row;
-  const Choice choice = Choose(slice, s, blocks, spill);
+  const Choice choice = Choose(slice, s, blocks, loaded, spill);
   if (threadIdx.x == 0 && (choice.token >= 0 || (!choice.ok && rank == 0))) {
     out->token = choice.token;
     if (p.tokens != nullptr) p.tokens[row] = max(choice.token, 0);

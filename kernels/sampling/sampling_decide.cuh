@@ -32,11 +32,16 @@ class WindowSearch {
  public:
   __device__ WindowSearch(const Slice& slice, SampleShared& s, const Window& window, int blocks)
       : slice_(slice), s_(s), window_(window), blocks_(blocks) {
-    const int lane = threadIdx.x % 32;
-    Outside mine = {0, 0, 0, 0};
-    if (lane < blocks) mine = *cooperative_groups::this_cluster().map_shared_rank(&s.slice_outside, lane);
-    outside_ = {__reduce_add_sync(0xffffffffu, mine.gap), __reduce_add_sync(0xffffffffu, mine.tail),
-                WarpSum64(mine.gap_mass), WarpSum64(mine.all_mass)};
+    if (threadIdx.x < 32) {
+      const int lane = static_cast<int>(threadIdx.x);
+      Outside mine = {0, 0, 0, 0};
+      if (lane < blocks) mine = *cooperative_groups::this_cluster().map_shared_rank(&s.slice_outside, lane);
+      const Outside sum = {__reduce_add_sync(0xffffffffu, mine.gap), __reduce_add_sync(0xffffffffu, mine.tail),
+                           WarpSum64(mine.gap_mass), WarpSum64(mine.all_mass)};
+      if (lane == 0) s.row_outside = sum;
+    }
+    __syncthreads();
+    outside_ = s.row_outside;
   }
 
   // top-k, top-p, min-p and the draw; all threads get the same place. False: go the general way.

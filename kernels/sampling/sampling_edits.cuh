@@ -5,7 +5,8 @@
 
 namespace agentserve::kernels::cuda {
 
-// Ascending; n a power of two.
+// Ascending; n a power of two. A warp's 32 pairs lie in 64 neighbouring items while the step is at most 32, so only the
+// longer steps need the block's barrier. Ends with one.
 __device__ inline void BitonicSort(uint64_t* items, int n) {
   for (int size = 2; size <= n; size *= 2) {
     for (int step = size / 2; step > 0; step /= 2) {
@@ -17,9 +18,15 @@ __device__ inline void BitonicSort(uint64_t* items, int n) {
           items[high] = a;
         }
       }
-      __syncthreads();
+      const int next = step > 1 ? step / 2 : size;
+      if (step > 32 || next > 32) {
+        __syncthreads();
+      } else {
+        __syncwarp();
+      }
     }
   }
+  __syncthreads();
 }
 
 // Exclusive over the threads of the block; scratch is free again after the next barrier.

@@ -1,7 +1,7 @@
 // Log probabilities of the raw softmax: of the chosen token and of the best ones.
 #pragma once
 
-#include "kernels/sampling/sampling_row.cuh"
+#include "kernels/sampling/sampling_window.cuh"
 
 namespace agentserve::kernels::cuda {
 
@@ -21,11 +21,47 @@ __device__ inline uint64_t NextRawItem(const Slice& slice, uint64_t after) {
   return next;
 }
 
+inline constexpr int kMaxListed = 1024;
+
+// The slice's best `n` into s.top, by listing all that are not worse than a bound and ranking them. False, in all
+// threads: there is no bound, or too many are not worse.
+__device__ inline bool RankBest(const Slice& slice, SampleShared& s, int n) {
+  VectorBest best;
+  for (int v = threadIdx.x; v < slice.count; v += kSampleThreads) best.Add(slice.Load(v), v);
+  const uint32_t worst = __reduce_max_sync(0xffffffffu, best.key);
+  if (threadIdx.x % 32 == 0) s.warp_worst[threadIdx.x / 32] = worst;
+  if (threadIdx.x == 0) s.item_count = 0;
+  __syncthreads();
+  const uint32_t bound = BoundOfBest(s, static_cast<uint32_t>(n));
+  if (bound == kNoKey) return false;
+  for (int vector = threadIdx.x; best.key <= bound && vector < slice.count; vector += kSampleThreads) {
+    const uint4 v = slice.Load(vector);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const uint32_t key = Key16(BitsAt(v, i));
+      if (key > bound || !IsFiniteKey16(key)) continue;
+      const int at = atomicAdd(&s.item_count, 1);
+      if (at < kMaxListed) s.items[at] = MakeItem(WidenKey(key), (slice.first + vector) * 8 + i);
+    }
+  }
+  __syncthreads();
+  const int listed = s.item_count;
+  if (listed > kMaxListed) return false;
+  for (int mine = threadIdx.x; mine < listed; mine += kSampleThreads) {
+    const uint64_t item = s.items[mine];
+    int rank = 0;
+    for (int i = 0; i < listed; ++i) rank += s.items[i] < item ? 1 : 0;
+    if (rank < n) s.top[rank] = item;
+  }
+  return true;
+}
+
 // Sum of exp(logit - max) of the slice into s.summary.mass, its best `n` into s.top. All threads of every block; the
 // caller shows both to the cluster by a barrier.
 __device__ inline void SliceLogprobs(const Slice& slice, SampleShared& s, float max, int n) {
   WeighSlice(slice, s, max, 1.4426950408889634f);
-  uint64_t mine = n > 0 ? NextRawItem(slice, 0) : kNoItem;
+  if (n == 0 || RankBest(slice, s, n)) return;
+  uint64_t mine = NextRawItem(slice, 0);
   for (int i = 0; i < n; ++i) {
     const uint64_t best = BlockMin64(mine, s.scratch);
     if (best != kNoItem && mine == best) mine = NextRawItem(slice, best);

@@ -11,7 +11,7 @@
 
 namespace agentserve::kernels::cuda {
 
-inline constexpr int kSampleThreads = 1024;
+inline constexpr int kSampleThreads = 512;
 inline constexpr int kSampleWarps = kSampleThreads / 32;
 inline constexpr int kMaxClusterSize = 8;
 inline constexpr int kMaxSliceVectors = 8191;  // of 8 logits, so that a count fits into 16 bits
@@ -83,6 +83,10 @@ struct SampleShared {
   Outside outside[kSampleWarps], slice_outside;
   uint32_t scan_count[kSampleWarps];
   uint64_t scan_mass[kSampleWarps];
+  uint32_t warp_worst[kSampleWarps];  // the least of each warp's 32 lanes' best keys
+  uint64_t row_best;
+  uint32_t row_raw_key;
+  Outside row_outside;
   WindowPlace cut[4];
   uint32_t weight_cut;
 
@@ -132,7 +136,7 @@ struct Slice {
   int vocab;
   int first, count;
   int slice_vectors;             // of every block of the cluster but the last
-  int edit_count;                // 0 also where edits are ignored
+  int edit_count = 0;            // 0 also where edits are ignored
   int item_count = 0;            // of SampleShared::EditItems
   const uint4* cache = nullptr;  // the slice in shared memory, or null; edits are then applied (sampling_window.cuh)
 

@@ -110,9 +110,8 @@ __device__ inline void PatchEdits(Slice& slice, SampleShared& s) {
   slice.item_count = s.item_count;
 }
 
-// Copies the slice to shared memory, applies edits, and puts its best item into s.summary (or kNoItem, kInfiniteLogit,
-// kInfiniteAdjusted) with the best key of the logits as given. Ends with the cluster's barrier.
-__device__ inline void LoadSlice(Slice& slice, SampleShared& s) {
+// Copies the slice to shared memory. No barrier: a thread finds there what it has put there.
+__device__ inline VectorBest CacheSlice(Slice& slice, SampleShared& s) {
   constexpr int kUnroll = 4;
   uint4* cache = reinterpret_cast<uint4*>(s.counts);
   VectorBest best;
@@ -130,7 +129,16 @@ __device__ inline void LoadSlice(Slice& slice, SampleShared& s) {
       best.Add(v[u], vector);
     }
   }
+  slice.cache = cache;
+  return best;
+}
+
+// Applies edits and puts the slice's best item into s.summary (or kNoItem, kInfiniteLogit, kInfiniteAdjusted) with the
+// best key of the logits as given; then the row's into s.row_best, s.row_raw_key. Has the cluster's barrier inside.
+__device__ inline void FindBest(Slice& slice, SampleShared& s, int blocks, const VectorBest& best) {
+  const uint4* cache = slice.cache;
   uint64_t item;
+  uint32_t worst = best.key;
   if (slice.edit_count > 0) {
     const uint32_t raw_key = __reduce_min_sync(0xffffffffu, best.key);
     if (threadIdx.x % 32 == 0) s.scan_count[threadIdx.x / 32] = raw_key;
@@ -143,15 +151,45 @@ __device__ inline void LoadSlice(Slice& slice, SampleShared& s) {
     VectorBest adjusted;
     for (int v = threadIdx.x; v < slice.count; v += kSampleThreads) adjusted.Add(cache[v], v);
     item = adjusted.Item(slice, cache);
+    worst = adjusted.key;
     if (slice.item_count > 0 && s.EditItems()[0] < item) item = s.EditItems()[0];
     if (adjusted.infinite) item = kInfiniteAdjusted;
   } else {
     item = best.Item(slice, cache);
   }
+  worst = __reduce_max_sync(0xffffffffu, worst);
+  if (threadIdx.x % 32 == 0) s.warp_worst[threadIdx.x / 32] = worst;
   item = BlockMin64(best.infinite ? kInfiniteLogit : item, s.scratch);
   if (threadIdx.x == 0) s.summary.best = item;
-  slice.cache = cache;
   cooperative_groups::this_cluster().sync();
+  if (threadIdx.x < 32) {
+    SliceSummary mine = {kNoItem, 0, 0, 0, kNoKey, 0};
+    const int lane = static_cast<int>(threadIdx.x);
+    if (lane < blocks) mine = *cooperative_groups::this_cluster().map_shared_rank(&s.summary, lane);
+    const uint64_t row_best = WarpMin64(mine.best);
+    const uint32_t raw_key = __reduce_min_sync(0xffffffffu, mine.raw_key);
+    if (lane == 0) {
+      s.row_best = row_best;
+      s.row_raw_key = raw_key;
+    }
+  }
+  __syncthreads();
+}
+
+// A key that at least `k` of the slice's counted tokens are not worse than: each of a warp's lanes has seen one that is
+// not worse than the warp's worst. So whatever is worse is not among the row's best `k`.
+__device__ __forceinline__ uint32_t BoundOfBest(const SampleShared& s, uint32_t k) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t mine = lane < kSampleWarps ? s.warp_worst[lane] : kNoKey;
+  uint32_t rank = 0;
+#pragma unroll
+  for (int i = 0; i < kSampleWarps; ++i) {
+    const uint32_t other = __shfl_sync(0xffffffffu, mine, i);
+    rank += other < mine || (other == mine && i < lane) ? 1 : 0;
+  }
+  const uint32_t warps = (k + 31) / 32;
+  if (warps > kSampleWarps) return kNoKey;
+  return __reduce_min_sync(0xffffffffu, rank + 1 >= warps ? mine : kNoKey);
 }
 
 // Mass of the slice's tokens that are counted in its own windows, in all threads.
@@ -165,8 +203,11 @@ __device__ inline uint64_t SumOwnBins(SampleShared& s, const Window& window) {
 }
 
 // Counts the slice's tokens in the windows and sums those outside (s.slice_outside); with sum_all also the mass of all.
-// The first block adds the listed edits to the sums. Ends with the cluster's barrier.
-__device__ inline void CountWindow(const Slice& slice, SampleShared& s, const Window& window, bool sum_all) {
+// The first block adds the listed edits to the sums. With top_k tokens that cannot be among the best top_k may be left
+// out. Ends with the cluster's barrier.
+__device__ inline void CountWindow(const Slice& slice, SampleShared& s, const Window& window, uint32_t top_k,
+                                   bool sum_all) {
+  const uint32_t bound = top_k > 0 ? BoundOfBest(s, top_k) : kNoKey;
   uint32_t gap = 0, tail = 0;
   float gap_mass = 0, tail_mass = 0;
   uint64_t own_mass = 0;
@@ -181,7 +222,9 @@ __device__ inline void CountWindow(const Slice& slice, SampleShared& s, const Wi
     const uint4 v = slice.cache[vector];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const uint32_t bits = BitsAt(v, i), key = Key16(bits), bin = window.BinOf(key);
+      const uint32_t bits = BitsAt(v, i), key = Key16(bits);
+      if (key > bound) continue;
+      const uint32_t bin = window.BinOf(key);
       if (bin < kWindowKeys && IsFiniteKey16(key)) {
         atomicAdd(&s.Bins()[bin], 1u);
       } else if (IsFiniteKey16(key)) {
