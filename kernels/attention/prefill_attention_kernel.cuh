@@ -1,5 +1,6 @@
-// Prefill attention for Hopper: two producer threads feed K and V tiles by TMA (one box per page), kWarpgroups consumer
-// warpgroups of 64 query rows each do S = Q K^T, softmax in registers and O += P V with P as register operand.
+// Prefill attention for Hopper: producer threads hand out work and feed Q, K and V by TMA (one box per page),
+// kWarpgroups consumer warpgroups of 64 query rows each do S = Q K^T, softmax in registers and O += P V with P as
+// register operand.
 //
 // Work items are (tile, head), longest tiles first, heads innermost so that the heads of a group share K and V in L2.
 // Persistent blocks take items from a counter. Key tiles start at multiples of kN from position 0 in ascending order,
@@ -34,7 +35,7 @@ struct PrefillConfig {
   static constexpr int kM = 64 * kWarpgroups;
   static constexpr int kN = 128;  // a multiple of every page_rows
   static constexpr int kQStages = kQueryStages;
-  static constexpr int kItems = kQStages + 1;  // the last one's output is stored while the next one's Q is in use
+  static constexpr int kItems = 3;
   static constexpr int kStages = kStageCount;
   static constexpr int kPolyEvery = kPolynomial;
   static constexpr PrefillTurns kTurns = kTurnMode;
@@ -61,6 +62,7 @@ struct alignas(1024) PrefillShared {
   uint8_t k[C::kStages][C::kKvBytes];
   uint8_t v[C::kStages][C::kKvBytes];
   PrefillItem items[C::kItems];
+  uint64_t item_full[C::kItems], item_empty[C::kItems];
   uint64_t q_full[C::kQStages], q_empty[C::kQStages];
   uint64_t k_full[C::kStages], k_empty[C::kStages], v_full[C::kStages], v_empty[C::kStages];
 };
@@ -147,21 +149,19 @@ struct PageLoader {
   }
 };
 
-// One thread: hands out the items, loads Q and K.
+// One thread: hands out the items, one ahead, and loads Q.
 template <typename C>
-__device__ __forceinline__ void ProduceKeys(const PrefillLaunch& launch, PrefillShared<C>& shared) {
-  PageLoader<C> loader{launch, launch.k, shared.k, shared.k_full, shared.k_empty};
+__device__ __forceinline__ void ProduceItems(const PrefillLaunch& launch, PrefillShared<C>& shared) {
   RingPosition<C::kQStages> q_at;
   RingPosition<C::kItems> item_at;
   int next = blockIdx.x;
   for (int round = 1;; ++round) {
     const PrefillItem item = DecodeItem<C>(launch, next);
-    Wait(&shared.q_empty[q_at.index], q_at.phase ^ 1);
+    Wait(&shared.item_empty[item_at.index], item_at.phase ^ 1);
     shared.items[item_at.index] = item;
-    if (item.key_tiles == 0) {
-      MbarrierArrive(&shared.q_full[q_at.index]);
-      break;
-    }
+    MbarrierArrive(&shared.item_full[item_at.index]);
+    if (item.key_tiles == 0) break;
+    Wait(&shared.q_empty[q_at.index], q_at.phase ^ 1);
     MbarrierArriveExpect(&shared.q_full[q_at.index], C::kQBytes);
 #pragma unroll
     for (int half = 0; half < C::kHalves; ++half) {
@@ -177,7 +177,6 @@ __device__ __forceinline__ void ProduceKeys(const PrefillLaunch& launch, Prefill
       const int column = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
       next = round * static_cast<int>(gridDim.x) + column;
     }
-    loader.Load(item);
   }
   // The last block to finish leaves the counters zero.
   if (launch.counters != nullptr) {
@@ -189,19 +188,16 @@ __device__ __forceinline__ void ProduceKeys(const PrefillLaunch& launch, Prefill
   }
 }
 
-// One thread: loads V of the items handed out.
+// One thread each for K and V.
 template <typename C>
-__device__ __forceinline__ void ProduceValues(const PrefillLaunch& launch, PrefillShared<C>& shared) {
-  PageLoader<C> loader{launch, launch.v, shared.v, shared.v_full, shared.v_empty};
-  RingPosition<C::kQStages> q_at;
+__device__ __forceinline__ void ProducePages(PrefillShared<C>& shared, PageLoader<C> loader) {
   RingPosition<C::kItems> item_at;
   while (true) {
-    Wait(&shared.q_full[q_at.index], q_at.phase);
+    Wait(&shared.item_full[item_at.index], item_at.phase);
     const PrefillItem item = shared.items[item_at.index];
     if (item.key_tiles == 0) break;
-    MbarrierArrive(&shared.q_empty[q_at.index]);
+    MbarrierArrive(&shared.item_empty[item_at.index]);
     loader.Load(item);
-    q_at.Advance();
     item_at.Advance();
   }
 }
@@ -358,7 +354,8 @@ struct Consumer {
   }
 
   // All key tiles of an item.
-  __device__ __forceinline__ void Run(const PrefillItem& item, const uint8_t* q_tile, uint64_t* q_empty) {
+  __device__ __forceinline__ void Run(const PrefillItem& item, const uint8_t* q_tile, uint64_t* q_full,
+                                      uint32_t q_phase, uint64_t* q_empty) {
     const uint8_t* q = q_tile + warpgroup * 8192;
     const int position = Uniform(item.position), count = Uniform(item.rows), key_tiles = Uniform(item.key_tiles);
     const WarpgroupTiles tiles = TilesOf<C>({.rows = count, .position = position}, warpgroup);
@@ -368,6 +365,7 @@ struct Consumer {
 #pragma unroll
     for (int i = 0; i < C::kD / 2; ++i) o[i] = 0;
 
+    Wait(q_full, q_phase);
     Wait(&shared.k_full[at.index], at.phase);
     TakeTurn<C>(warpgroup);
     KeepInRegisters(s);
@@ -441,7 +439,11 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
     TmaPrefetchMap(&launch.v);
     for (int i = 0; i < C::kQStages; ++i) {
       MbarrierInit(&shared.q_full[i], 1);
-      MbarrierInit(&shared.q_empty[i], 4 * C::kWarpgroups + 1);  // consumer warps and the thread that loads V
+      MbarrierInit(&shared.q_empty[i], 4 * C::kWarpgroups);
+    }
+    for (int i = 0; i < C::kItems; ++i) {
+      MbarrierInit(&shared.item_full[i], 1);
+      MbarrierInit(&shared.item_empty[i], 4 * C::kWarpgroups + 2);  // consumer warps, the threads that load K and V
     }
     for (int i = 0; i < C::kStages; ++i) {
       MbarrierInit(&shared.k_full[i], 1);
@@ -457,8 +459,9 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
   const int role = Uniform(static_cast<int>(threadIdx.x) / 128);
   if (role == 0) {
     RegistersDecrease<C::kProducerRegisters>();
-    if (threadIdx.x == 0) ProduceKeys<C>(launch, shared);
-    if (threadIdx.x == 32) ProduceValues<C>(launch, shared);
+    if (threadIdx.x == 0) ProducePages<C>(shared, {launch, launch.k, shared.k, shared.k_full, shared.k_empty});
+    if (threadIdx.x == 32) ProducePages<C>(shared, {launch, launch.v, shared.v, shared.v_full, shared.v_empty});
+    if (threadIdx.x == 64) ProduceItems<C>(launch, shared);
   } else {
     RegistersIncrease<C::kConsumerRegisters>();
     const int warpgroup = role - 1;
@@ -467,10 +470,12 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
     RingPosition<C::kQStages> q_at;
     RingPosition<C::kItems> item_at;
     while (true) {
-      Wait(&shared.q_full[q_at.index], q_at.phase);
+      Wait(&shared.item_full[item_at.index], item_at.phase);
       const PrefillItem& item = shared.items[item_at.index];
       if (Uniform(item.key_tiles) == 0) break;
-      consumer.Run(item, shared.q[q_at.index], &shared.q_empty[q_at.index]);
+      consumer.Run(item, shared.q[q_at.index], &shared.q_full[q_at.index], q_at.phase, &shared.q_empty[q_at.index]);
+      __syncwarp();
+      consumer.Release(&shared.item_empty[item_at.index]);
       q_at.Advance();
       item_at.Advance();
     }

@@ -39,14 +39,24 @@ double Estimate(const LinearParams& p, const TilePlan& plan, int num_sms) {
   // Clusters of four do not fill every group of SMs: 28 were resident, 32 were not.
   const int resident = plan.splits == 4 ? num_sms / 4 - 5 : num_sms / plan.splits;
   if (plan.splits > 1 && tiles > resident) return std::numeric_limits<double>::infinity();
-  const int steps = CeilDiv(p.k / 64, plan.splits);
-  return CeilDiv(tiles, resident) * (steps * cost.step + cost.tile) + cost.call + (plan.splits > 1 ? kSplitCall : 0);
+  const int waves = CeilDiv(tiles, resident);
+  double steps = CeilDiv(p.k / 64, plan.splits) * cost.step;
+  // Kept up for long, tiles of this size are held back by the L2 cache.
+  const int outputs = cost.block_m * cost.block_n;
+  if (waves > 2 && outputs == 128 * 128) steps *= 1.05;
+  double once = cost.call + (plan.splits > 1 ? kSplitCall : 0);
+  if (p.epilogue == LinearEpilogue::kQkv) {
+    once += 1.5;
+    // A deferred RoPE and KV write takes this long, however short the products over it are.
+    if (waves > 1) steps = std::max(steps, 2.5 + 8e-4 * outputs);
+  }
+  return waves * (steps + cost.tile) + once;
 }
 
-// Time of cublasLt and the separate epilogue, in microseconds: 670 TFLOP/s, and the epilogue's bytes.
+// Time of cublasLt and the separate epilogue, in microseconds: its usual rate, and the epilogue's bytes.
 double EstimateLibrary(const LinearParams& p) {
   const double outputs = static_cast<double>(p.m) * p.n;
-  const double product = 2 * outputs * p.k / 670e6 + 2;
+  const double product = 2 * outputs * p.k / (p.epilogue == LinearEpilogue::kQkv ? 640e6 : 670e6) + 2;
   switch (p.epilogue) {
     case LinearEpilogue::kNone:
       return product;
@@ -67,15 +77,25 @@ struct TileRange {
   LinearEpilogue epilogue;
   int n, k, first, last;
 };
+// clang-format off
 constexpr TileRange kTileRanges[] = {
     {LinearEpilogue::kQkv, 3072, 2048, 17, 64},  // Llama 3.2 1B
-    {LinearEpilogue::kResidual, 2048, 2048, 17, 64},   {LinearEpilogue::kResidual, 2048, 2048, 449, 512},
-    {LinearEpilogue::kSwiglu, 16384, 2048, 1, 256},    {LinearEpilogue::kSwiglu, 16384, 2048, 449, 512},
-    {LinearEpilogue::kResidual, 2048, 8192, 33, 64},   {LinearEpilogue::kResidual, 2048, 8192, 97, 128},
-    {LinearEpilogue::kResidual, 2048, 8192, 449, 512}, {LinearEpilogue::kResidual, 3072, 3072, 17, 64},  // Llama 3.2 3B
-    {LinearEpilogue::kSwiglu, 16384, 3072, 1, 256},    {LinearEpilogue::kSwiglu, 16384, 3072, 449, 512},
-    {LinearEpilogue::kResidual, 3072, 8192, 17, 64},   {LinearEpilogue::kResidual, 3072, 8192, 97, 128},
+    {LinearEpilogue::kResidual, 2048, 2048, 17, 64},
+    {LinearEpilogue::kResidual, 2048, 2048, 449, 512},
+    {LinearEpilogue::kSwiglu, 16384, 2048, 1, 128},
+    {LinearEpilogue::kSwiglu, 16384, 2048, 241, 256},
+    {LinearEpilogue::kSwiglu, 16384, 2048, 449, 512},
+    {LinearEpilogue::kResidual, 2048, 8192, 33, 64},
+    {LinearEpilogue::kResidual, 2048, 8192, 97, 128},
+    {LinearEpilogue::kResidual, 2048, 8192, 449, 512},
+    {LinearEpilogue::kResidual, 3072, 3072, 17, 64},  // Llama 3.2 3B
+    {LinearEpilogue::kSwiglu, 16384, 3072, 1, 128},
+    {LinearEpilogue::kSwiglu, 16384, 3072, 241, 256},
+    {LinearEpilogue::kSwiglu, 16384, 3072, 449, 512},
+    {LinearEpilogue::kResidual, 3072, 8192, 17, 64},
+    {LinearEpilogue::kResidual, 3072, 8192, 97, 128},
 };
+// clang-format on
 
 bool LibraryWins(const LinearParams& p, const TilePlan& tile, int num_sms) {
   if (p.m >= kEstimatedRows) return EstimateLibrary(p) < Estimate(p, tile, num_sms);

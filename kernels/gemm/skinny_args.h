@@ -66,15 +66,4 @@ struct SkinnyArgs {
   __nv_bfloat16* best = nullptr;
 };
 
-// The kernel for up to kWideMaxRows rows, without norm or argmax (skinny_wide_kernel.cuh).
-inline constexpr int kWideMaxRows = 64;
-struct WideTuning {
-  int groups = 2;  // of 64 weight rows per block: 1 or 2
-  int splits = 1;  // of k, over a cluster of so many blocks: 1..8
-  int stages = 4;
-};
-WideTuning DefaultWideTuning(const LinearParams& params, int num_sms);
-bool WideShapeFits(const LinearParams& params);
-absl::Status LaunchWide(const LinearParams& params, const WideTuning& tuning, const LaunchContext& context);
-
 }  // namespace agentserve::kernels::cuda

@@ -4,7 +4,6 @@
 //   skinny_bench chain|alone [1b|3b] [m...]
 //   skinny_bench sweep [1b|3b] [m...]     chain, with the tuning knobs varied
 //   skinny_bench fused [1b|3b] [m...]     chain, the layers between two attentions as one kernel
-//   skinny_bench wide [1b|3b] [m...]      each operation by the kernel for up to 64 rows, its knobs varied
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -177,28 +176,6 @@ class Model {
     return p;
   }
 
-  // The wide kernel; stands for the LM head too (its logits only).
-  void RunWide(Op op, int layer, int m, const WideTuning* tuning, const LaunchContext& context) const {
-    LinearParams p = Params(op, layer, m);
-    p.norm_weight = nullptr;
-    MustBeOk(LaunchWide(p, tuning != nullptr ? *tuning : DefaultWideTuning(p, context.num_sms), context));
-  }
-  // A step at more rows than the fused norm takes: empty kernels in the place of attention and norms.
-  void WideStep(int m, const LaunchContext& context) const {
-    const auto gap = [&] { Must(Launch(context, EmptyKernel, dim3(132), dim3(128), 0, 1)); };
-    for (int layer = 0; layer < shape_.layers; ++layer) {
-      gap();
-      RunWide(kQkv, layer, m, nullptr, context);
-      gap();
-      RunWide(kO, layer, m, nullptr, context);
-      gap();
-      RunWide(kUp, layer, m, nullptr, context);
-      RunWide(kDown, layer, m, nullptr, context);
-    }
-    gap();
-    RunWide(kHead, 0, m, nullptr, context);
-  }
-
   // `tuning` null: the default of each call.
   void Run(Op op, int layer, int m, const LinearChainTuning* tuning, const LaunchContext& context) const {
     const LinearParams p = Params(op, layer, m);
@@ -284,17 +261,6 @@ void Chain(const Model& model, const ModelShape& shape, const std::vector<int>& 
   std::printf("%s chain: %.3f GB of weights, read-only kernel %.3f TB/s, floor %.1f us\n", shape.name,
               model.Bytes() * 1e-9, rate, floor);
   for (int m : rows) {
-    if (m > kSkinnyMaxRows) {
-      double us[2];
-      for (const bool pdl : {false, true}) {
-        us[pdl] = TimeGraph([&](const LaunchContext& c) { model.WideStep(m, c); }, pdl);
-      }
-      std::printf(
-          "  m %2d wide, empty kernels for attention and norms: graph %.1f us, graph + PDL %.1f us = %.3f TB/s, "
-          "%.1f %% of the floor's rate\n",
-          m, us[0], us[1], model.Bytes() / us[1] * 1e-6, 100 * floor / us[1]);
-      continue;
-    }
     for (const bool gap : {false, true}) {
       double us[2];
       for (const bool pdl : {false, true}) {
@@ -339,29 +305,6 @@ void Sweep(const Model& model, const ModelShape& shape, const std::vector<int>& 
       }
     }
     std::printf("\n");
-  }
-}
-
-void Wide(const Model& model, const ModelShape& shape, const std::vector<int>& rows) {
-  const char* const names[] = {"qkv", "o", "gate-up", "down", "lm head"};
-  for (int m : rows) {
-    for (int op = 0; op < Model::kOps; ++op) {
-      const int calls = op == Model::kHead ? 1 : model.Layers();
-      std::printf("  %s m %2d %-8s PDL us, groups/splits/stages:", shape.name, m, names[op]);
-      for (const WideTuning& tuning :
-           {WideTuning{2, 1, 4}, WideTuning{2, 2, 4}, WideTuning{2, 3, 4}, WideTuning{2, 4, 4}, WideTuning{2, 5, 4},
-            WideTuning{2, 8, 4}, WideTuning{2, 1, 9}, WideTuning{2, 4, 9}, WideTuning{2, 8, 9}, WideTuning{1, 1, 6},
-            WideTuning{1, 2, 6}, WideTuning{1, 4, 6}, WideTuning{1, 2, 4}, WideTuning{1, 4, 4}, WideTuning{1, 8, 4}}) {
-        if (op >= Model::kHead && tuning.splits > 1) continue;
-        const double us = TimeGraph(
-            [&](const LaunchContext& c) {
-              for (int i = 0; i < calls; ++i) model.RunWide(static_cast<Model::Op>(op), i, m, &tuning, c);
-            },
-            true, 7);
-        std::printf(" %d/%d/%d %.2f", tuning.groups, tuning.splits, tuning.stages, us / calls);
-      }
-      std::printf("\n");
-    }
   }
 }
 
@@ -426,8 +369,6 @@ int Main(int argc, char** argv) {
     Alone(model, shape, rows);
   } else if (mode == "fused") {
     Fused(model, shape, rows);
-  } else if (mode == "wide") {
-    Wide(model, shape, rows);
   } else if (mode == "sweep") {
     Sweep(model, shape, rows);
   } else {

@@ -35,15 +35,6 @@ Shape Qkv(int m, int head_dim, int q_heads, int kv_heads, int k) {
   return {m, (q_heads + 2 * kv_heads) * head_dim, k, LinearEpilogue::kQkv, head_dim, q_heads, kv_heads};
 }
 
-// Enough for the choice of a tuning.
-LinearParams ShapeParams(const Shape& shape) {
-  LinearParams p;
-  p.m = shape.m;
-  p.n = shape.n;
-  p.k = shape.k;
-  return p;
-}
-
 // out = bf16(weight * bf16(x * rsqrt(mean(x^2) + eps))), the mean in double; one thread per row.
 __global__ void ReferenceNorm(const __nv_bfloat16* x, const __nv_bfloat16* weight, __nv_bfloat16* out, int k) {
   x += size_t{blockIdx.x} * k;
@@ -105,21 +96,6 @@ class SkinnyTest : public ::testing::Test {
                       << pool.Relative() << " wrong " << pool.wrong;
   }
 
-  void CheckWide(const Shape& shape, const WideTuning& tuning) {
-    Problem problem(shape, 1), reference(shape, 1);
-    const std::string name = Name(shape) + " groups " + std::to_string(tuning.groups) + " splits " +
-                             std::to_string(tuning.splits) + " stages " + std::to_string(tuning.stages);
-    ASSERT_TRUE(WideShapeFits(problem.Params())) << name;
-    const absl::Status status = LaunchWide(problem.Params(), tuning, {});
-    ASSERT_TRUE(status.ok()) << name << ": " << status;
-    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << name;
-    testing::RunReference(problem.ParamsInto(reference));
-    const Difference y = Compare(problem.y(), reference.y()), pool = Compare(problem.pool(), reference.pool());
-    const bool good = y.Relative() <= kTolerance && pool.Relative() <= kTolerance && y.wrong == 0 && pool.wrong == 0;
-    EXPECT_TRUE(good) << name << ": y error " << y.Relative() << " wrong " << y.wrong << ", pool error "
-                      << pool.Relative() << " wrong " << pool.wrong;
-  }
-
   DeviceBf16 norm_weight_;
   DeviceArray<std::byte> workspace_;
 };
@@ -154,22 +130,6 @@ TEST_F(SkinnyTest, EveryRingDepth) {
       Check({m, 16384, 2048, LinearEpilogue::kSwiglu}, true, stages);
       Check({m, 2048, 8192, LinearEpilogue::kResidual}, false, stages);
       Check({m, 1040, 320}, false, stages);
-    }
-  }
-}
-
-TEST_F(SkinnyTest, WideMatchesReference) {
-  for (int m : {1, 17, 24, 33, 63, 64}) {
-    for (const Shape& shape :
-         {Qkv(m, 64, 32, 8, 2048), Qkv(m, 128, 24, 8, 3072), Qkv(m, 64, 3, 1, 192), Qkv(m, 128, 3, 1, 64),
-          Shape{m, 2048, 2048, LinearEpilogue::kResidual}, Shape{m, 3072, 8192, LinearEpilogue::kResidual},
-          Shape{m, 16384, 2048, LinearEpilogue::kSwiglu}, Shape{m, 192, 4160}, Shape{m, 128, 64},
-          Shape{m, 4096, 576, LinearEpilogue::kSwiglu}}) {
-      CheckWide(shape, DefaultWideTuning(ShapeParams(shape), 132));
-      CheckWide(shape, {1, 1, 3});
-      CheckWide(shape, {1, 4, 6});
-      if (shape.n % 128 != 0) continue;
-      for (int splits : {1, 2, 3, 5, 8}) CheckWide(shape, {2, splits, 4});
     }
   }
 }

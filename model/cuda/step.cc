@@ -162,7 +162,6 @@ StepLayout LayOut(const engine::StepPlan& plan, uint32_t block_tokens, const Ste
   for (uint32_t i = 0; i < plan.slices.size(); ++i) {
     const SeqSlice& s = plan.slices[i];
     const uint64_t end = s.start + s.tokens.size();
-    longest = std::max(longest, end);
     // In the batch-invariant mode a prompt's row must not depend on how the prompt was cut, so all its rows take the
     // prefill kernel.
     const bool output = s.sample && end > s.prompt_tokens;
@@ -170,6 +169,7 @@ StepLayout LayOut(const engine::StepPlan& plan, uint32_t block_tokens, const Ste
       out.decodes.push_back(i);
     } else {
       out.chunks.push_back(i);
+      longest = std::max(longest, end);
       out.shape.chunk_tokens += static_cast<int>(s.tokens.size());
       out.shape.max_new = std::max(out.shape.max_new, static_cast<int>(s.tokens.size()));
     }

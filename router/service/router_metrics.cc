@@ -94,7 +94,7 @@ void RouterMetrics::OnFinishReason(FinishReason reason) {
 }
 
 void RouterMetrics::OnTransfer(const std::string& path, uint64_t bytes, double gb_per_s, double exposed_ms) {
-  const std::string label = path == "mapped" || path == "stream" ? path : "recompute";
+  const std::string label = path == "mapped" || path == "staged" || path == "stream" ? path : "recompute";
   metrics_.Counter("agentserve_router_kv_transfer_bytes_total", "KV bytes pulled by decode workers", {{"path", label}})
       .Increment(static_cast<double>(bytes));
   metrics_

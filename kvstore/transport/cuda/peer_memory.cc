@@ -128,6 +128,8 @@ class StagedMemory final : public ImportedMemory {
     const size_t block_bytes = layout().BlockBytes();
     size_t half = 0;
     for (size_t i = 0, done = 0; i < src_blocks.size();) {
+      // The peer's memory is mapped for the owner's device alone, so the copy must be one of that device's context.
+      AS_RETURN_IF_ERROR(Check(cudaSetDevice(owner->device()), "select the owner's GPU"));
       // The half may be in use by copies to our device that have not ended.
       AS_RETURN_IF_ERROR(Check(cudaStreamWaitEvent(owner->stream(), local->event(half), 0), "staged KV copy"));
       const size_t first = i, first_done = done;
@@ -140,6 +142,7 @@ class StagedMemory final : public ImportedMemory {
         Advance(n, bytes, &used, &i, &done);
       }
       AS_RETURN_IF_ERROR(Check(cudaEventRecord(owner->event(half), owner->stream()), "staged KV copy"));
+      AS_RETURN_IF_ERROR(Check(cudaSetDevice(local->device()), "select our GPU"));
       AS_RETURN_IF_ERROR(Check(cudaStreamWaitEvent(local->stream(), owner->event(half), 0), "staged KV copy"));
       used = 0;
       for (size_t j = first, at = first_done; j < i || (j == i && at < done);) {
