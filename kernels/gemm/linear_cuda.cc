@@ -68,6 +68,7 @@ absl::Status NormFirst(LinearParams* params, const Scratch& scratch, const Launc
   norm.rows = params->m;
   norm.n = params->k;
   norm.eps = params->norm_eps;
+  norm.invariant = params->mode == LinearMode::kInvariant;
   absl::Status status = RmsNorm(norm, context);
   params->x = scratch.normed;
   params->norm_weight = nullptr;

@@ -151,10 +151,11 @@ absl::Status RmsNorm(const RmsNormParams& p, const LaunchContext& context) {
     return absl::InvalidArgumentError("RmsNorm: rows " + std::to_string(p.rows) + ", n " + std::to_string(p.n) +
                                       ": n must be a multiple of 64, at most 16384, and delta needs sum");
   }
+  const bool warp_rows = p.rows >= kWarpRowsMin && !p.invariant;
   cudaError_t error;
-  if (p.rows >= kWarpRowsMin && p.n == 2048) {
+  if (warp_rows && p.n == 2048) {
     error = p.delta != nullptr ? LaunchWarpRows<8, true>(p, context) : LaunchWarpRows<8, false>(p, context);
-  } else if (p.rows >= kWarpRowsMin && p.n == 3072) {
+  } else if (warp_rows && p.n == 3072) {
     error = p.delta != nullptr ? LaunchWarpRows<12, true>(p, context) : LaunchWarpRows<12, false>(p, context);
   } else {
     error = LaunchBlockRows(p, context);

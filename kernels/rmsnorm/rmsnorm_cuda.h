@@ -18,6 +18,9 @@ struct RmsNormParams {
   int rows = 0;
   int n = 0;  // multiple of 64, at most 16384
   float eps = 0;
+  // True: one order of summation for any number of rows, so that a row's bits depend on that row alone; slower for many
+  // rows.
+  bool invariant = false;
 };
 absl::Status RmsNorm(const RmsNormParams& params, const LaunchContext& context);
 

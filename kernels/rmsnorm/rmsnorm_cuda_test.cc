@@ -104,6 +104,34 @@ TEST(RmsNormCuda, SmallAndLargeValues) {
   }
 }
 
+// The first rows of a large call, against a call of those rows alone.
+TEST(RmsNormCuda, InvariantRowsDoNotDependOnTheirNumber) {
+  for (const int n : {2048, 3072}) {
+    constexpr int kMany = 1500, kFew = 40;
+    const size_t size = static_cast<size_t>(kMany) * n;
+    const std::vector<uint16_t> x = RandomBf16(size, 7, 0.5f), weight = RandomBf16(n, 3);
+    DeviceVector<uint16_t> d_x{std::span<const uint16_t>(x)}, d_weight{std::span<const uint16_t>(weight)}, many(size),
+        few(size);
+    RmsNormParams p;
+    p.x = Bf16Pointer(d_x);
+    p.weight = Bf16Pointer(d_weight);
+    p.n = n;
+    p.eps = 1e-5f;
+    p.invariant = true;
+    p.y = Bf16Pointer(many);
+    p.rows = kMany;
+    ASSERT_TRUE(RmsNorm(p, {}).ok());
+    p.y = Bf16Pointer(few);
+    p.rows = kFew;
+    ASSERT_TRUE(RmsNorm(p, {}).ok());
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    std::vector<uint16_t> a = many.Download(), b = few.Download();
+    a.resize(static_cast<size_t>(kFew) * n);
+    b.resize(a.size());
+    EXPECT_EQ(a, b) << "n " << n;
+  }
+}
+
 TEST(RmsNormCuda, RefusesWhatItCannotDo) {
   DeviceVector<uint16_t> buffer(64);
   RmsNormParams p;

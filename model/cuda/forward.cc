@@ -120,6 +120,7 @@ absl::Status Forward::Normed(const __nv_bfloat16* weight, LinearParams* p, const
   norm.rows = p->m;
   norm.n = p->k;
   norm.eps = config_.rms_norm_eps;
+  norm.invariant = options_.step.batch_invariant;
   p->x = buffers_.normed;
   return (options_.skip & kSkipNorm) != 0 ? absl::OkStatus() : kernels::cuda::RmsNorm(norm, context);
 }
