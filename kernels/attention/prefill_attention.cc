@@ -15,7 +15,7 @@ namespace {
 // More blocks than any pool has: the pool's own size is not part of the parameters, and tables are trusted.
 constexpr uint64_t kMaxBlocks = 1 << 22;
 
-absl::Status MapKv(const PagedKv& kv, size_t offset, int page_rows, CUtensorMap* map) {
+absl::Status MapKv(const PagedKv& kv, size_t offset, int page_rows, int blocks, CUtensorMap* map) {
   TensorShape shape;
   shape.rank = 3;
   shape.size[0] = kv.head_dim;
@@ -25,6 +25,7 @@ absl::Status MapKv(const PagedKv& kv, size_t offset, int page_rows, CUtensorMap*
   shape.stride[1] = kv.block_bytes;
   shape.box[0] = 64;
   shape.box[1] = static_cast<uint32_t>(page_rows);
+  shape.box[2] = static_cast<uint32_t>(blocks);
   return EncodeBf16(kv.base + offset, shape, map);
 }
 
@@ -55,8 +56,8 @@ absl::Status PrefillAttention(const PrefillAttentionParams& params, const Launch
     return absl::InvalidArgumentError("prefill attention: q_heads must be a multiple of kv_heads");
   }
   if (params.num_tiles == 0) return absl::OkStatus();
-  // One box of the tensor copy engine is a page of 16 to 128 rows inside one block.
-  int page_rows = 128;
+  // One box of the tensor copy engine is a page of 16 to 64 rows inside one block.
+  int page_rows = 64;
   while (kv.block_tokens % static_cast<uint32_t>(page_rows) != 0) page_rows /= 2;
   const bool aligned = kv.block_bytes % 16 == 0 && kv.k_offset % 16 == 0 && kv.v_offset % 16 == 0 &&
                        kv.head_bytes == size_t{kv.block_tokens} * kv.head_dim * 2;
@@ -71,8 +72,12 @@ absl::Status PrefillAttention(const PrefillAttentionParams& params, const Launch
     launch.counters = static_cast<int*>(params.workspace);
   }
   if (absl::Status status = MapQueries(params, &launch.q); !status.ok()) return status;
-  if (absl::Status status = MapKv(kv, kv.k_offset, page_rows, &launch.k); !status.ok()) return status;
-  if (absl::Status status = MapKv(kv, kv.v_offset, page_rows, &launch.v); !status.ok()) return status;
+  if (absl::Status status = MapKv(kv, kv.k_offset, page_rows, 1, &launch.k); !status.ok()) return status;
+  if (absl::Status status = MapKv(kv, kv.k_offset, page_rows, 64 / page_rows, &launch.k_run); !status.ok())
+    return status;
+  if (absl::Status status = MapKv(kv, kv.v_offset, page_rows, 1, &launch.v); !status.ok()) return status;
+  if (absl::Status status = MapKv(kv, kv.v_offset, page_rows, 64 / page_rows, &launch.v_run); !status.ok())
+    return status;
   return ToStatus(kv.head_dim == 64 ? LaunchPrefill64(launch, context) : LaunchPrefill128(launch, context),
                   "prefill attention");
 }

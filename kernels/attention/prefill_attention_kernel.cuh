@@ -97,21 +97,25 @@ __device__ __forceinline__ PrefillItem DecodeItem(const PrefillLaunch& launch, i
   return item;
 }
 
-// Walks the key tiles of one item and brings K or V of each into its ring; one thread. Straight code with the block ids
-// in registers: at 2 KB a box the rate of issue matters.
+// Walks the key tiles of one item and brings one half of the rows of K or V of each into its ring; one thread. A warp
+// issues a box of 2 KB only every 200 ns or so: hence two threads of different warps for each of K and V, and one box
+// for pages that are neighbours in the pool.
 template <typename C>
 struct PageLoader {
-  static constexpr int kMaxPages = C::kN / 16;
+  static constexpr int kMaxPages = C::kN / 2 / 16;
   const PrefillLaunch& launch;
-  const CUtensorMap& map;
+  const CUtensorMap& map;      // boxes of one page
+  const CUtensorMap& run_map;  // boxes of half a tile of pages in neighbouring blocks
   uint8_t (&stages)[C::kStages][C::kKvBytes];
   uint64_t (&full)[C::kStages];
   uint64_t (&empty)[C::kStages];
+  int part;  // 0 or 1
   RingPosition<C::kStages> at = {};
 
-  // Blocks of the pages of a tile; -1 past the end, which reads as zeros.
+  // Blocks of the pages of half a tile; -1 past the end, which reads as zeros.
   __device__ __forceinline__ void ReadBlocks(const int32_t* table, int first_page, int end_page, int pages,
-                                             int pages_per_block, int (&blocks)[kMaxPages]) {
+                                             int (&blocks)[kMaxPages]) {
+    const int pages_per_block = launch.pages_per_block;
 #pragma unroll
     for (int i = 0; i < kMaxPages; ++i) {
       const int page = first_page + i;
@@ -120,30 +124,45 @@ struct PageLoader {
     }
   }
 
+  // Whether the pages are whole blocks that follow each other in the pool.
+  __device__ __forceinline__ bool IsRun(const int (&blocks)[kMaxPages], int pages) {
+    bool run = launch.pages_per_block == 1 && blocks[0] >= 0;
+#pragma unroll
+    for (int i = 1; i < kMaxPages; ++i) run = run && (i >= pages || blocks[i] == blocks[0] + i);
+    return run;
+  }
+
   __device__ __forceinline__ void Load(const PrefillItem& item) {
-    const PagedKv& kv = launch.params.kv;
-    const int page_rows = launch.page_rows, pages = C::kN / page_rows;
-    const int pages_per_block = launch.pages_per_block;
+    const int page_rows = launch.page_rows, pages = C::kN / 2 / page_rows, pages_per_block = launch.pages_per_block;
     const int end_page = (item.position + item.rows + page_rows - 1) / page_rows;
     const int32_t* table =
         launch.params.block_tables + static_cast<int64_t>(item.sequence) * launch.params.table_stride;
-    const int head_row = item.kv_head * static_cast<int>(kv.block_tokens);
+    const int head_row = item.kv_head * static_cast<int>(launch.params.kv.block_tokens);
     int blocks[kMaxPages];
-    ReadBlocks(table, 0, end_page, pages, pages_per_block, blocks);
+    ReadBlocks(table, part * pages, end_page, pages, blocks);
     for (int tile = 0; tile < item.key_tiles; ++tile) {
+      const int first_page = (2 * tile + part) * pages;
       Wait(&empty[at.index], at.phase ^ 1);
-      MbarrierArriveExpect(&full[at.index], C::kKvBytes);
-      uint8_t* to = stages[at.index];
-#pragma unroll
-      for (int i = 0; i < kMaxPages; ++i) {
-        if (i >= pages) break;
-        const int row = pages_per_block == 1 ? head_row : head_row + (tile * pages + i) % pages_per_block * page_rows;
+      MbarrierArriveExpect(&full[at.index], C::kKvBytes / 2);
+      uint8_t* to = stages[at.index] + part * (C::kN / 2 * 128);
+      if (IsRun(blocks, pages)) {
 #pragma unroll
         for (int half = 0; half < C::kHalves; ++half) {
-          TmaLoad3d(to + half * (C::kN * 128) + i * page_rows * 128, &map, &full[at.index], half * 64, row, blocks[i]);
+          TmaLoad3d(to + half * (C::kN * 128), &run_map, &full[at.index], half * 64, head_row, blocks[0]);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kMaxPages; ++i) {
+          if (i >= pages) break;
+          const int row = pages_per_block == 1 ? head_row : head_row + (first_page + i) % pages_per_block * page_rows;
+#pragma unroll
+          for (int half = 0; half < C::kHalves; ++half) {
+            TmaLoad3d(to + half * (C::kN * 128) + i * page_rows * 128, &map, &full[at.index], half * 64, row,
+                      blocks[i]);
+          }
         }
       }
-      ReadBlocks(table, (tile + 1) * pages, end_page, pages, pages_per_block, blocks);
+      ReadBlocks(table, first_page + 2 * pages, end_page, pages, blocks);
       at.Advance();
     }
   }
@@ -188,7 +207,7 @@ __device__ __forceinline__ void ProduceItems(const PrefillLaunch& launch, Prefil
   }
 }
 
-// One thread each for K and V.
+// Two threads each for K and V.
 template <typename C>
 __device__ __forceinline__ void ProducePages(PrefillShared<C>& shared, PageLoader<C> loader) {
   RingPosition<C::kItems> item_at;
@@ -443,11 +462,11 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
     }
     for (int i = 0; i < C::kItems; ++i) {
       MbarrierInit(&shared.item_full[i], 1);
-      MbarrierInit(&shared.item_empty[i], 4 * C::kWarpgroups + 2);  // consumer warps, the threads that load K and V
+      MbarrierInit(&shared.item_empty[i], 4 * C::kWarpgroups + 4);  // consumer warps, the threads that load K and V
     }
     for (int i = 0; i < C::kStages; ++i) {
-      MbarrierInit(&shared.k_full[i], 1);
-      MbarrierInit(&shared.v_full[i], 1);
+      MbarrierInit(&shared.k_full[i], 2);
+      MbarrierInit(&shared.v_full[i], 2);
       MbarrierInit(&shared.k_empty[i], 4 * C::kWarpgroups);
       MbarrierInit(&shared.v_empty[i], 4 * C::kWarpgroups);
     }
@@ -459,9 +478,14 @@ __global__ void __launch_bounds__(C::kThreads, 1) PrefillKernel(const __grid_con
   const int role = Uniform(static_cast<int>(threadIdx.x) / 128);
   if (role == 0) {
     RegistersDecrease<C::kProducerRegisters>();
-    if (threadIdx.x == 0) ProducePages<C>(shared, {launch, launch.k, shared.k, shared.k_full, shared.k_empty});
-    if (threadIdx.x == 32) ProducePages<C>(shared, {launch, launch.v, shared.v, shared.v_full, shared.v_empty});
-    if (threadIdx.x == 64) ProduceItems<C>(launch, shared);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (lane == 0 && warp < 2) {
+      ProducePages<C>(shared, {launch, launch.k, launch.k_run, shared.k, shared.k_full, shared.k_empty, warp});
+    } else if (lane == 0) {
+      ProducePages<C>(shared, {launch, launch.v, launch.v_run, shared.v, shared.v_full, shared.v_empty, warp - 2});
+    } else if (warp == 3 && lane == 16) {
+      ProduceItems<C>(launch, shared);
+    }
   } else {
     RegistersIncrease<C::kConsumerRegisters>();
     const int warpgroup = role - 1;
