@@ -28,14 +28,12 @@ inline constexpr int kMaxListed = 1024;
 __device__ inline bool RankBest(const Slice& slice, SampleShared& s, int n) {
   VectorBest best;
   for (int v = threadIdx.x; v < slice.count; v += kSampleThreads) best.Add(slice.Load(v), v);
-  const uint32_t worst = __reduce_max_sync(0xffffffffu, best.key);
-  if (threadIdx.x % 32 == 0) s.warp_worst[threadIdx.x / 32] = worst;
   if (threadIdx.x == 0) s.item_count = 0;
-  __syncthreads();
-  const uint32_t bound = BoundOfBest(s, static_cast<uint32_t>(n));
+  const uint32_t bound = BoundOfBest(best.key, static_cast<uint32_t>(n));
   if (bound == kNoKey) return false;
   for (int vector = threadIdx.x; best.key <= bound && vector < slice.count; vector += kSampleThreads) {
     const uint4 v = slice.Load(vector);
+    if (Key16(MaxBits(v)) > bound) continue;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const uint32_t key = Key16(BitsAt(v, i));

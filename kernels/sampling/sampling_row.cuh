@@ -83,7 +83,6 @@ struct SampleShared {
   Outside outside[kSampleWarps], slice_outside;
   uint32_t scan_count[kSampleWarps];
   uint64_t scan_mass[kSampleWarps];
-  uint32_t warp_worst[kSampleWarps];  // the least of each warp's 32 lanes' best keys
   uint64_t row_best;
   uint32_t row_raw_key;
   Outside row_outside;
@@ -135,9 +134,10 @@ struct Slice {
   SamplingRow row;
   int vocab;
   int first, count;
-  int slice_vectors;             // of every block of the cluster but the last
-  int edit_count = 0;            // 0 also where edits are ignored
-  int item_count = 0;            // of SampleShared::EditItems
+  int slice_vectors;         // of every block of the cluster but the last
+  int edit_count = 0;        // 0 also where edits are ignored
+  int item_count = 0;        // of SampleShared::EditItems
+  uint32_t thread_best = 0;  // 16-bit key of the best of this thread's logits, edits applied; kNoKey if none is finite
   const uint4* cache = nullptr;  // the slice in shared memory, or null; edits are then applied (sampling_window.cuh)
 
   // Bits of eight logits; beyond the vocabulary NaN. Aligned rows are read 16 bytes at once.
@@ -283,6 +283,7 @@ __device__ __forceinline__ uint32_t MatchVector(const Slice& slice, const Sample
 // threads of the block take part; there must be more than `index`.
 __device__ inline int FindByKey(const Slice& slice, SampleShared& s, uint32_t key, uint32_t index) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunks = (slice.count + 31) / 32;
+#pragma unroll 4
   for (int c = warp; c < chunks; c += kSampleWarps) {
     const int vector = c * 32 + lane;
     uint32_t all = vector < slice.count ? __popc(MatchVector(slice, s, vector, key)) : 0;

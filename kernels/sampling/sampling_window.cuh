@@ -138,7 +138,7 @@ __device__ inline VectorBest CacheSlice(Slice& slice, SampleShared& s) {
 __device__ inline void FindBest(Slice& slice, SampleShared& s, int blocks, const VectorBest& best) {
   const uint4* cache = slice.cache;
   uint64_t item;
-  uint32_t worst = best.key;
+  uint32_t thread_best = best.key;
   if (slice.edit_count > 0) {
     const uint32_t raw_key = __reduce_min_sync(0xffffffffu, best.key);
     if (threadIdx.x % 32 == 0) s.scan_count[threadIdx.x / 32] = raw_key;
@@ -151,14 +151,13 @@ __device__ inline void FindBest(Slice& slice, SampleShared& s, int blocks, const
     VectorBest adjusted;
     for (int v = threadIdx.x; v < slice.count; v += kSampleThreads) adjusted.Add(cache[v], v);
     item = adjusted.Item(slice, cache);
-    worst = adjusted.key;
+    thread_best = adjusted.key;
     if (slice.item_count > 0 && s.EditItems()[0] < item) item = s.EditItems()[0];
     if (adjusted.infinite) item = kInfiniteAdjusted;
   } else {
     item = best.Item(slice, cache);
   }
-  worst = __reduce_max_sync(0xffffffffu, worst);
-  if (threadIdx.x % 32 == 0) s.warp_worst[threadIdx.x / 32] = worst;
+  slice.thread_best = thread_best;
   item = BlockMin64(best.infinite ? kInfiniteLogit : item, s.scratch);
   if (threadIdx.x == 0) s.summary.best = item;
   cooperative_groups::this_cluster().sync();
@@ -176,20 +175,20 @@ __device__ inline void FindBest(Slice& slice, SampleShared& s, int blocks, const
   __syncthreads();
 }
 
-// A key that at least `k` of the slice's counted tokens are not worse than: each of a warp's lanes has seen one that is
-// not worse than the warp's worst. So whatever is worse is not among the row's best `k`.
-__device__ __forceinline__ uint32_t BoundOfBest(const SampleShared& s, uint32_t k) {
-  const int lane = threadIdx.x % 32;
-  const uint32_t mine = lane < kSampleWarps ? s.warp_worst[lane] : kNoKey;
-  uint32_t rank = 0;
-#pragma unroll
-  for (int i = 0; i < kSampleWarps; ++i) {
-    const uint32_t other = __shfl_sync(0xffffffffu, mine, i);
-    rank += other < mine || (other == mine && i < lane) ? 1 : 0;
+// A 16-bit key that at least `k` of the slice's tokens are not worse than, given the best key of each thread's vectors:
+// the k-th of these, so hardly more than `k` tokens are not worse. kNoKey if there are fewer. All threads; barriers.
+__device__ __forceinline__ uint32_t BoundOfBest(uint32_t thread_best, uint32_t k) {
+  if (k > kSampleThreads) return kNoKey;
+  uint32_t low = 0, high = 0x10000;
+  while (low < high) {
+    const uint32_t middle = (low + high) / 2;
+    if (static_cast<uint32_t>(__syncthreads_count(thread_best <= middle)) >= k) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
   }
-  const uint32_t warps = (k + 31) / 32;
-  if (warps > kSampleWarps) return kNoKey;
-  return __reduce_min_sync(0xffffffffu, rank + 1 >= warps ? mine : kNoKey);
+  return low < 0x10000 ? low : kNoKey;
 }
 
 // Mass of the slice's tokens that are counted in its own windows, in all threads.
@@ -207,7 +206,7 @@ __device__ inline uint64_t SumOwnBins(SampleShared& s, const Window& window) {
 // out. Ends with the cluster's barrier.
 __device__ inline void CountWindow(const Slice& slice, SampleShared& s, const Window& window, uint32_t top_k,
                                    bool sum_all) {
-  const uint32_t bound = top_k > 0 ? BoundOfBest(s, top_k) : kNoKey;
+  const uint32_t bound = top_k > 0 ? BoundOfBest(slice.thread_best, top_k) : kNoKey;
   uint32_t gap = 0, tail = 0;
   float gap_mass = 0, tail_mass = 0;
   uint64_t own_mass = 0;
@@ -220,6 +219,7 @@ __device__ inline void CountWindow(const Slice& slice, SampleShared& s, const Wi
   };
   for (int vector = threadIdx.x; vector < slice.count; vector += kSampleThreads) {
     const uint4 v = slice.cache[vector];
+    if (bound != kNoKey && Key16(MaxBits(v)) > bound) continue;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const uint32_t bits = BitsAt(v, i), key = Key16(bits);
