@@ -58,8 +58,8 @@ struct PrefillAttentionParams {
   // Tile list made on the host by PlanPrefill, longest work first: device copy.
   const int32_t* tiles = nullptr;  // [num_tiles] packed (sequence << 16 | tile in the sequence), see PlanPrefill
   int num_tiles = 0;
-  // PrefillWorkspaceBytes of its own, zero before the first call ever; every call leaves it zero. Null: a fixed order of
-  // work instead of a counter, a little slower on ragged batches.
+  // PrefillWorkspaceBytes of its own, zero before the first call ever; every call leaves it zero. Null: a fixed order
+  // of work instead of a counter, a little slower on ragged batches.
   void* workspace = nullptr;
   size_t workspace_bytes = 0;
 };

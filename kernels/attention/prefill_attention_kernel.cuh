@@ -13,213 +13,14 @@
 
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/prefill_attention_hopper.h"
-#include "kernels/attention/prefill_plan.h"
+#include "kernels/attention/prefill_attention_producers.cuh"
 #include "kernels/attention/prefill_softmax.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/pdl.cuh"
 #include "kernels/tile/mbarrier.cuh"
-#include "kernels/tile/tma.cuh"
 #include "kernels/tile/wgmma.cuh"
 
 namespace agentserve::kernels::cuda {
-
-// How the warpgroups take turns at the tensor cores: not at all; each issues after the one before has issued; each
-// issues when the scores of the one before are complete.
-enum class PrefillTurns { kNone, kIssue, kScores };
-
-template <int kHeadDim, int kWarpgroupCount, int kQueryStages, int kStageCount, int kPolynomial, PrefillTurns kTurnMode,
-          int kPartCount>
-struct PrefillConfig {
-  static constexpr int kD = kHeadDim;
-  static constexpr int kWarpgroups = kWarpgroupCount;
-  static constexpr int kM = 64 * kWarpgroups;
-  static constexpr int kN = 128;  // a multiple of every page_rows
-  static constexpr int kQStages = kQueryStages;
-  static constexpr int kItems = 3;
-  static constexpr int kStages = kStageCount;
-  static constexpr int kPolyEvery = kPolynomial;
-  static constexpr PrefillTurns kTurns = kTurnMode;
-  static constexpr int kParts = kPartCount;
-  static constexpr int kThreads = 128 * (kWarpgroups + 1);
-  static constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32;
-  static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 232 : 160;
-  static constexpr int kHalves = kD / 64;  // tiles are stored as halves of 64 columns, 128 bytes a row
-  static constexpr int kQBytes = kM * kD * 2;
-  static constexpr int kKvBytes = kN * kD * 2;
-};
-
-struct PrefillItem {
-  int head, kv_head;
-  int row0, rows;  // of q; valid rows
-  int position;    // of row0
-  int key_tiles;   // 0: no more work
-  int sequence;
-};
-
-template <typename C>
-struct alignas(1024) PrefillShared {
-  uint8_t q[C::kQStages][C::kQBytes];
-  uint8_t k[C::kStages][C::kKvBytes];
-  uint8_t v[C::kStages][C::kKvBytes];
-  PrefillItem items[C::kItems];
-  uint64_t item_full[C::kItems], item_empty[C::kItems];
-  uint64_t q_full[C::kQStages], q_empty[C::kQStages];
-  uint64_t k_full[C::kStages], k_empty[C::kStages], v_full[C::kStages], v_empty[C::kStages];
-};
-
-// MbarrierWait without its trap, which would make ptxas ignore the consumers' larger register share. Gives up after
-// some seconds (a bug: the output is then wrong) instead of hanging the GPU.
-__device__ __forceinline__ void Wait(uint64_t* barrier, uint32_t phase) {
-  for (int i = 0; i < 1 << 24; ++i) {
-    if (MbarrierTryWait(barrier, phase)) return;
-  }
-}
-
-// The same value in all lanes, known as such to the compiler (addresses and loop bounds in uniform registers).
-__device__ __forceinline__ int Uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
-
-template <typename C>
-__device__ __forceinline__ PrefillItem DecodeItem(const PrefillLaunch& launch, int index) {
-  PrefillItem item = {};
-  if (index >= launch.items) return item;
-  const PrefillAttentionParams& p = launch.params;
-  const int tile_index = index / p.q_heads;
-  const int32_t packed = p.tiles[tile_index];
-  item.sequence = PrefillTileSequence(packed);
-  const int offset = PrefillTileIndex(packed) * C::kM;
-  const int first = p.cu_tokens[item.sequence];
-  item.head = index - tile_index * p.q_heads;
-  item.kv_head = item.head / (p.q_heads / static_cast<int>(p.kv.kv_heads));
-  item.row0 = first + offset;
-  item.rows = min(C::kM, p.cu_tokens[item.sequence + 1] - item.row0);
-  item.position = p.starts[item.sequence] + offset;
-  item.key_tiles = (item.position + item.rows + C::kN - 1) / C::kN;
-  return item;
-}
-
-// Walks the key tiles of one item and brings one half of the rows of K or V of each into its ring; one thread. A warp
-// issues a box of 2 KB only every 200 ns or so: hence two threads of different warps for each of K and V, and one box
-// for pages that are neighbours in the pool.
-template <typename C>
-struct PageLoader {
-  static constexpr int kMaxPages = C::kN / 2 / 16;
-  const PrefillLaunch& launch;
-  const CUtensorMap& map;      // boxes of one page
-  const CUtensorMap& run_map;  // boxes of half a tile of pages in neighbouring blocks
-  uint8_t (&stages)[C::kStages][C::kKvBytes];
-  uint64_t (&full)[C::kStages];
-  uint64_t (&empty)[C::kStages];
-  int part;  // 0 or 1
-  RingPosition<C::kStages> at = {};
-
-  // Blocks of the pages of half a tile; -1 past the end, which reads as zeros.
-  __device__ __forceinline__ void ReadBlocks(const int32_t* table, int first_page, int end_page, int pages,
-                                             int (&blocks)[kMaxPages]) {
-    const int pages_per_block = launch.pages_per_block;
-#pragma unroll
-    for (int i = 0; i < kMaxPages; ++i) {
-      const int page = first_page + i;
-      blocks[i] = -1;
-      if (i < pages && page < end_page) blocks[i] = table[pages_per_block == 1 ? page : page / pages_per_block];
-    }
-  }
-
-  // Whether the pages are whole blocks that follow each other in the pool.
-  __device__ __forceinline__ bool IsRun(const int (&blocks)[kMaxPages], int pages) {
-    bool run = launch.pages_per_block == 1 && blocks[0] >= 0;
-#pragma unroll
-    for (int i = 1; i < kMaxPages; ++i) run = run && (i >= pages || blocks[i] == blocks[0] + i);
-    return run;
-  }
-
-  __device__ __forceinline__ void Load(const PrefillItem& item) {
-    const int page_rows = launch.page_rows, pages = C::kN / 2 / page_rows, pages_per_block = launch.pages_per_block;
-    const int end_page = (item.position + item.rows + page_rows - 1) / page_rows;
-    const int32_t* table =
-        launch.params.block_tables + static_cast<int64_t>(item.sequence) * launch.params.table_stride;
-    const int head_row = item.kv_head * static_cast<int>(launch.params.kv.block_tokens);
-    int blocks[kMaxPages];
-    ReadBlocks(table, part * pages, end_page, pages, blocks);
-    for (int tile = 0; tile < item.key_tiles; ++tile) {
-      const int first_page = (2 * tile + part) * pages;
-      Wait(&empty[at.index], at.phase ^ 1);
-      MbarrierArriveExpect(&full[at.index], C::kKvBytes / 2);
-      uint8_t* to = stages[at.index] + part * (C::kN / 2 * 128);
-      if (IsRun(blocks, pages)) {
-#pragma unroll
-        for (int half = 0; half < C::kHalves; ++half) {
-          TmaLoad3d(to + half * (C::kN * 128), &run_map, &full[at.index], half * 64, head_row, blocks[0]);
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < kMaxPages; ++i) {
-          if (i >= pages) break;
-          const int row = pages_per_block == 1 ? head_row : head_row + (first_page + i) % pages_per_block * page_rows;
-#pragma unroll
-          for (int half = 0; half < C::kHalves; ++half) {
-            TmaLoad3d(to + half * (C::kN * 128) + i * page_rows * 128, &map, &full[at.index], half * 64, row,
-                      blocks[i]);
-          }
-        }
-      }
-      ReadBlocks(table, first_page + 2 * pages, end_page, pages, blocks);
-      at.Advance();
-    }
-  }
-};
-
-// One thread: hands out the items, one ahead, and loads Q.
-template <typename C>
-__device__ __forceinline__ void ProduceItems(const PrefillLaunch& launch, PrefillShared<C>& shared) {
-  RingPosition<C::kQStages> q_at;
-  RingPosition<C::kItems> item_at;
-  int next = blockIdx.x;
-  for (int round = 1;; ++round) {
-    const PrefillItem item = DecodeItem<C>(launch, next);
-    Wait(&shared.item_empty[item_at.index], item_at.phase ^ 1);
-    shared.items[item_at.index] = item;
-    MbarrierArrive(&shared.item_full[item_at.index]);
-    if (item.key_tiles == 0) break;
-    Wait(&shared.q_empty[q_at.index], q_at.phase ^ 1);
-    MbarrierArriveExpect(&shared.q_full[q_at.index], C::kQBytes);
-#pragma unroll
-    for (int half = 0; half < C::kHalves; ++half) {
-      TmaLoad3d(shared.q[q_at.index] + half * (C::kM * 128), &launch.q, &shared.q_full[q_at.index], half * 64,
-                item.head, item.row0);
-    }
-    q_at.Advance();
-    item_at.Advance();
-    if (launch.counters != nullptr) {
-      next = atomicAdd(&launch.counters[0], 1) + static_cast<int>(gridDim.x);
-    } else {
-      // Back and forth, so that the blocks with the longest tile of one round get the shortest of the next.
-      const int column = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
-      next = round * static_cast<int>(gridDim.x) + column;
-    }
-  }
-  // The last block to finish leaves the counters zero.
-  if (launch.counters != nullptr) {
-    __threadfence();
-    if (atomicAdd(&launch.counters[1], 1) == static_cast<int>(gridDim.x) - 1) {
-      atomicExch(&launch.counters[0], 0);
-      atomicExch(&launch.counters[1], 0);
-    }
-  }
-}
-
-// Two threads each for K and V.
-template <typename C>
-__device__ __forceinline__ void ProducePages(PrefillShared<C>& shared, PageLoader<C> loader) {
-  RingPosition<C::kItems> item_at;
-  while (true) {
-    Wait(&shared.item_full[item_at.index], item_at.phase);
-    const PrefillItem item = shared.items[item_at.index];
-    if (item.key_tiles == 0) break;
-    MbarrierArrive(&shared.item_empty[item_at.index]);
-    loader.Load(item);
-    item_at.Advance();
-  }
-}
 
 // What a consumer warpgroup of 64 rows does of an item.
 struct WarpgroupTiles {
@@ -321,14 +122,12 @@ __device__ __forceinline__ void StoreOutput(const PrefillAttentionParams& p, con
   }
 }
 
-// Turns keep the warpgroups out of phase, so that one computes powers while another uses the tensor cores.
-template <typename C>
-__device__ __forceinline__ void TakeTurn(int warpgroup) {
-  if constexpr (C::kTurns != PrefillTurns::kNone) NamedBarrierSync(1 + warpgroup, 256);
-}
+// Turns keep the warpgroups out of phase, so that one computes powers while another uses the tensor cores: each issues
+// when the scores of the one before are complete.
+__device__ __forceinline__ void TakeTurn(int warpgroup) { NamedBarrierSync(1 + warpgroup, 256); }
 template <typename C>
 __device__ __forceinline__ void PassTurn(int warpgroup) {
-  if constexpr (C::kTurns != PrefillTurns::kNone) NamedBarrierArrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
+  NamedBarrierArrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
 }
 
 template <typename C>
@@ -355,7 +154,7 @@ struct Consumer {
       limit[0] -= column;
       limit[1] -= column;
     }
-    SoftmaxStep<C::kN, C::kD, C::kPolyEvery, C::kParts>(s, launch.scale_log2, tile == 0, masked, limit, state, p, o);
+    SoftmaxStep<C::kN, C::kD, C::kParts>(s, launch.scale_log2, tile == 0, masked, limit, state, p, o);
     Wait(&shared.v_full[stage], phase);
     if (masked) {
       const int rest = Uniform(item.position + item.rows) - tile * C::kN, page_rows = launch.page_rows;
@@ -365,11 +164,23 @@ struct Consumer {
     }
   }
 
-  // Waits for the products just issued, all but the last kPending groups, if the next warpgroup's turn depends on them.
+  // Waits for the products just issued, all but the last kPending groups: the next warpgroup's turn depends on them.
   template <int kPending>
   __device__ __forceinline__ void EndTurn() {
-    if constexpr (C::kTurns == PrefillTurns::kScores) WgmmaWait<kPending>();
+    WgmmaWait<kPending>();
     PassTurn<C>(warpgroup);
+  }
+
+  // A tile that only later warpgroups see.
+  __device__ __forceinline__ void SkipTile() {
+    Wait(&shared.k_full[at.index], at.phase);
+    Wait(&shared.v_full[at.index], at.phase);
+    __syncwarp();
+    Release(&shared.k_empty[at.index]);
+    Release(&shared.v_empty[at.index]);
+    TakeTurn(warpgroup);
+    PassTurn<C>(warpgroup);
+    at.Advance();
   }
 
   // All key tiles of an item.
@@ -386,7 +197,7 @@ struct Consumer {
 
     Wait(q_full, q_phase);
     Wait(&shared.k_full[at.index], at.phase);
-    TakeTurn<C>(warpgroup);
+    TakeTurn(warpgroup);
     KeepInRegisters(s);
     KeepInRegisters(o);
     WgmmaFence();
@@ -404,7 +215,7 @@ struct Consumer {
       if (tile > 0) Release(&shared.v_empty[stage == 0 ? C::kStages - 1 : stage - 1]);
       Weigh(item, tile, tile >= tiles.unmasked, stage, phase, s, state, p, o);
       Wait(&shared.k_full[at.index], at.phase);
-      TakeTurn<C>(warpgroup);
+      TakeTurn(warpgroup);
       KeepInRegisters(s);
       KeepInRegisters(o);
       WgmmaFence();
@@ -423,7 +234,7 @@ struct Consumer {
     Release(&shared.k_empty[stage]);
     if (tiles.count > 1) Release(&shared.v_empty[stage == 0 ? C::kStages - 1 : stage - 1]);
     Weigh(item, tiles.count - 1, true, stage, phase, s, state, p, o);
-    TakeTurn<C>(warpgroup);
+    TakeTurn(warpgroup);
     KeepInRegisters(o);
     WgmmaFence();
     IssueValues<C>(p, shared.v[stage], o);
@@ -432,17 +243,7 @@ struct Consumer {
     WgmmaWait<0>();
     KeepInRegisters(o);
     Release(&shared.v_empty[stage]);
-    // Tiles that only later warpgroups see.
-    for (int tile = tiles.count; tile < key_tiles; ++tile) {
-      Wait(&shared.k_full[at.index], at.phase);
-      Wait(&shared.v_full[at.index], at.phase);
-      __syncwarp();
-      Release(&shared.k_empty[at.index]);
-      Release(&shared.v_empty[at.index]);
-      TakeTurn<C>(warpgroup);
-      PassTurn<C>(warpgroup);
-      at.Advance();
-    }
+    for (int tile = tiles.count; tile < key_tiles; ++tile) SkipTile();
     StoreOutput<C>(launch.params, item, warpgroup, state, o);
   }
 };

@@ -24,37 +24,17 @@ __device__ __forceinline__ float Exp2Unit(float x) {
   return y;
 }
 
-// 2^x on the FMA pipe, for x = 252 y - 126 with y in [0, 1]: x is clamped to [-126, 126]. x = n + f with |f| <= 1/2,
-// 2^f by a minimax cubic (relative error 7.5e-5, a 26th of half a bf16 ulp), n added to the exponent.
-__device__ __forceinline__ float Exp2Polynomial(float y) {
-  constexpr float kMagic = 12582912.0f - 126.0f;  // 1.5 * 2^23 - 126: the sum's low mantissa bits are n
-  const float shifted = fmaf(y, 252.0f, kMagic);
-  const float f = fmaf(y, 252.0f, -(shifted - kMagic));
-  const float power = fmaf(fmaf(fmaf(0.05517167f, f, 0.24261112f), f, 0.69326099f), f, 0.99992807f);
-  return __int_as_float(__float_as_int(power) + (__float_as_int(shifted) << 23));
-}
-
 // Two rows of a thread: half 0 is row l / 4 of the warp's 16, half 1 is + 8.
 struct SoftmaxState {
   float reference[2];  // log2 units
   float sum[2];        // of this thread's columns
 };
 
-// Column groups (of 8 keys) whose powers are evaluated by polynomial: one of kPolyEvery, none if 0. Depends on the
-// column only, so that it is the same for every row and chunking.
-template <int kPolyEvery>
-__device__ __forceinline__ constexpr bool ByPolynomial(int group) {
-  if constexpr (kPolyEvery == 0) return false;
-  return group % (kPolyEvery == 0 ? 1 : kPolyEvery) == (kPolyEvery == 0 ? 0 : kPolyEvery - 1);
-}
-
 // p = 2^(s scale - reference) packed as A operands for column groups [begin, end), sums of them in `sum`. A score of
-// -infinity gives 0, by polynomial 2^-126: next to nothing in the sum, but ClearMasked removes it from p.
-template <int kN, int kPolyEvery>
+// -infinity gives 0.
+template <int kN>
 __device__ __forceinline__ void Powers(const float (&s)[kN / 2], int begin, int end, float scale_log2,
                                        const float (&reference)[2], uint32_t (&p)[kN / 16][4], float (&sum)[2]) {
-  const float poly_scale = scale_log2 * (1.0f / 252.0f);
-  const float poly_offset[2] = {0.5f - reference[0] * (1.0f / 252.0f), 0.5f - reference[1] * (1.0f / 252.0f)};
   sum[0] = sum[1] = 0;
 #pragma unroll
   for (int j = begin; j < end; ++j) {
@@ -63,12 +43,7 @@ __device__ __forceinline__ void Powers(const float (&s)[kN / 2], int begin, int 
       float x[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float score = s[4 * j + 2 * half + i];
-        if (ByPolynomial<kPolyEvery>(j)) {
-          x[i] = Exp2Polynomial(__saturatef(fmaf(score, poly_scale, poly_offset[half])));
-        } else {
-          x[i] = Exp2Unit(fmaf(score, scale_log2, -reference[half]));
-        }
+        x[i] = Exp2Unit(fmaf(s[4 * j + 2 * half + i], scale_log2, -reference[half]));
         sum[half] += x[i];
       }
       p[j / 2][j % 2 * 2 + half] = PackBf16(x[0], x[1]);
@@ -84,20 +59,6 @@ __device__ __forceinline__ void MaskScores(float (&s)[kN / 2], const int (&limit
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (8 * j + i % 2 > limit[i / 2]) s[4 * j + i] = -INFINITY;
-    }
-  }
-}
-// Exact zeros where the polynomial gave 2^-126.
-template <int kN, int kPolyEvery>
-__device__ __forceinline__ void ClearMasked(uint32_t (&p)[kN / 16][4], const int (&limit)[2]) {
-#pragma unroll
-  for (int j = 0; j < kN / 8; ++j) {
-    if (!ByPolynomial<kPolyEvery>(j)) continue;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      uint32_t& pair = p[j / 2][j % 2 * 2 + half];
-      if (8 * j > limit[half]) pair = 0;
-      if (8 * j + 1 > limit[half]) pair &= 0xffffu;
     }
   }
 }
@@ -145,7 +106,7 @@ __device__ __forceinline__ void MoveReference(const float (&s)[kN / 2], int begi
 
 // One step: scores to probabilities; with `masked`, columns past `limit` count nothing. The caller guarantees that no
 // wgmma in flight uses o or p. `first` is the step of key 0, which every row sees: its maximum is finite.
-template <int kN, int kD, int kPolyEvery, int kParts>
+template <int kN, int kD, int kParts>
 __device__ __forceinline__ void SoftmaxStep(float (&s)[kN / 2], float scale_log2, bool first, bool masked,
                                             const int (&limit)[2], SoftmaxState& state, uint32_t (&p)[kN / 16][4],
                                             float (&o)[kD / 2]) {
@@ -160,7 +121,7 @@ __device__ __forceinline__ void SoftmaxStep(float (&s)[kN / 2], float scale_log2
     const int begin = part * kGroups, end = begin + kGroups;
     float sum[2];
     while (true) {
-      Powers<kN, kPolyEvery>(s, begin, end, scale_log2, state.reference, p, sum);
+      Powers<kN>(s, begin, end, scale_log2, state.reference, p, sum);
       // After a move every sum is at most kN: no third turn. (NaN compares false.)
       if (!__any_sync(0xffffffffu, fmaxf(sum[0], sum[1]) > kGrowthLimit)) break;
       MoveReference<kN, kD>(s, begin, end, scale_log2, sum, state, p, o);
@@ -168,7 +129,6 @@ __device__ __forceinline__ void SoftmaxStep(float (&s)[kN / 2], float scale_log2
     state.sum[0] += sum[0];
     state.sum[1] += sum[1];
   }
-  if (kPolyEvery > 0 && masked) ClearMasked<kN, kPolyEvery>(p, limit);
 }
 
 }  // namespace agentserve::kernels::cuda
