@@ -8,6 +8,7 @@
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/gemm/cublaslt.h"
 #include "model/cuda/init_kernels.h"
 #include "model/fingerprint.h"
 #include "model/weights.h"
@@ -73,6 +74,10 @@ absl::StatusOr<std::unique_ptr<CudaModel>> CudaModel::Load(const std::string& di
   AS_ASSIGN_OR_RETURN(model->weights_, UploadWeights(*weights, model->config_, options.threads, options.progress,
                                                      &model->upload_times_));
   const UploadTimes& t = model->upload_times_;
+  if (!kernels::cuda::CublasLtAvailable()) {
+    AS_LOG(kWarn, "cublaslt.missing") << Field("effect", "our own kernels run where cublasLt would be faster")
+                                      << Field("fix", "put the folder of libcublasLt.so.13 into LD_LIBRARY_PATH");
+  }
   AS_LOG(kInfo, "model.on_gpu") << Field("device", StrCat("cuda:", ordinal)) << Field("mib", t.bytes >> 20)
                                 << Field("allocate_s", t.allocate) << Field("copy_s", t.copy)
                                 << Field("copy_gb_per_s", static_cast<double>(t.bytes) / 1e9 / t.copy)
