@@ -213,7 +213,8 @@ class StepFinish {
         }
       }
       if (base == 0) {
-        weight = stat.y == 0 ? 0 : Exp2(stat.x - LaneMax(stat.x));
+        const float max = LaneMax(stat.x);
+        weight = stat.y == 0 ? 0 : Exp2(stat.x - max);
         inverse = 1.0f / LaneSum(stat.y * weight);
       }
 #pragma unroll

@@ -17,8 +17,8 @@ namespace agentserve::model::cuda {
 // Device memory that it takes; 0 for models it does not run.
 size_t WholeStepBytes(const ModelConfig& config, int num_sms);
 
-// Null where it cannot run: another shape of model, or a GPU that is shared by MPS. (All its blocks wait for each other,
-// so all must be on the GPU at once; another process could hold some of the multiprocessors.)
+// Null where it cannot run: another shape of model, or a GPU that is shared by MPS. (All its blocks wait for each
+// other, so all must be on the GPU at once; another process could hold some of the multiprocessors.)
 absl::StatusOr<std::unique_ptr<kernels::cuda::DecodeStep>> MakeWholeStep(const ModelConfig& config,
                                                                          const DeviceWeights& weights,
                                                                          const engine::KvPoolView& pool,
