@@ -56,27 +56,32 @@ void Trace(const DecodeStep& step, DecodeStepParams p, int layers) {
   std::printf("; head %.2f; from first event %.1f us\n", (head - before) * 1e-3, (last - start) * 1e-3);
 }
 
-void Bench(const StepShapeOptions& o, bool separate) {
+void Bench(const StepShapeOptions& o, bool separate, const std::vector<int>& in_flight) {
   StepProblem problem(o);
   DeviceArray<int32_t> tokens(16);
   testing::DeviceBf16 best(16);
   auto step = DecodeStep::Create(problem.Model(), problem.workspace(), 132, nullptr);
   if (!step.ok()) std::abort();
   Must(cudaDeviceSynchronize());
-  const DecodeStepParams p = problem.Params(tokens.get(), best.get(), nullptr);
-  const BenchTime t = TimeGraph(2, 12, false, [&](int, const LaunchContext& context) {
-    if (!(*step)->Launch(p, context.stream).ok()) std::abort();
-  });
-  std::printf("%s B=%zu ctx %d: %.1f us (p95 %.1f) = %.3f TB/s", o.is_3b ? "3b" : "1b", o.positions.size(),
-              o.positions[0] + 1, t.median_us, t.p95_us, problem.Bytes() / t.median_us * 1e-6);
-  if (separate) {
-    const BenchTime s =
-        TimeGraph(2, 8, true, [&](int, const LaunchContext& context) { problem.RunSeparate(p, context); });
-    std::printf("; separate kernels %.1f us", s.median_us);
+  DecodeStepParams p = problem.Params(tokens.get(), best.get(), nullptr);
+  for (const int stages : in_flight) {
+    p.in_flight = stages;
+    const BenchTime t = TimeGraph(2, 12, false, [&](int, const LaunchContext& context) {
+      if (!(*step)->Launch(p, context.stream).ok()) std::abort();
+    });
+    std::printf("%s B=%zu ctx %d in flight %d: %.1f us (p95 %.1f) = %.3f TB/s", o.is_3b ? "3b" : "1b",
+                o.positions.size(), o.positions[0] + 1, stages, t.median_us, t.p95_us,
+                problem.Bytes() / t.median_us * 1e-6);
+    if (separate) {
+      const BenchTime s =
+          TimeGraph(2, 8, true, [&](int, const LaunchContext& context) { problem.RunSeparate(p, context); });
+      std::printf("; separate kernels %.1f us", s.median_us);
+    }
+    std::printf("\n");
+    Trace(**step, p, o.layers);
+    separate = false;
+    std::fflush(stdout);
   }
-  std::printf("\n");
-  Trace(**step, p, o.layers);
-  std::fflush(stdout);
 }
 
 }  // namespace
@@ -94,7 +99,8 @@ int main(int argc, char** argv) {
     for (const int context : {1024, 8192, 32768}) {
       for (const int rows : {1, 2, 4}) {
         if (context > 1024 && (rows > 1 || quick)) continue;
-        Bench({is_3b, is_3b ? 28 : 16, 128256, 16, std::vector<int>(rows, context - 1)}, context == 1024);
+        Bench({is_3b, is_3b ? 28 : 16, 128256, 16, std::vector<int>(rows, context - 1)}, context == 1024 && !quick,
+              rows == 1 && context == 1024 ? std::vector<int>{2, 3, 4, 5, 6, 8, 12} : std::vector<int>{4, 6});
       }
     }
   }

@@ -59,6 +59,8 @@ struct DecodeStepParams {
   int32_t* tokens = nullptr;        // [rows] lowest index of the largest logit; may be null
   __nv_bfloat16* best = nullptr;    // [rows] that logit; may be null
   __nv_bfloat16* logits = nullptr;  // [rows][vocab]; may be null
+  // Stages of 16 KiB that a block may have on their way. More only make everything else that crosses the chip slower.
+  int in_flight = 4;
   // Time of every operation in every block, for the bench: [operation][block] nanoseconds; null: none.
   unsigned long long* trace = nullptr;
 };

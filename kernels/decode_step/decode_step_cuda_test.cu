@@ -121,17 +121,17 @@ void Check(const StepShapeOptions& o) {
 TEST(DecodeStepTest, OneRow) {
   for (const bool is_3b : {false, true}) {
     for (const int position : {0, 1, 15, 16, 17, 100, 255, 256, 1000, 5003}) {
-      Check({is_3b, 2, 4104, position % 2 == 0 ? 16 : 64, {position}});
+      Check({is_3b, 2, 4112, position % 2 == 0 ? 16 : 64, {position}});
     }
   }
 }
 
 TEST(DecodeStepTest, SomeRows) {
   for (const bool is_3b : {false, true}) {
-    Check({is_3b, 2, 4104, 16, {100, 37}});
-    Check({is_3b, 1, 4104, 32, {0, 4000}});
-    Check({is_3b, 2, 4104, 16, {513, 0, 77, 1200}});
-    Check({is_3b, 1, 4104, 16, {15, 16, 3000, 31}});
+    Check({is_3b, 2, 4112, 16, {100, 37}});
+    Check({is_3b, 1, 4112, 32, {0, 4000}});
+    Check({is_3b, 2, 4112, 16, {513, 0, 77, 1200}});
+    Check({is_3b, 1, 4112, 16, {15, 16, 3000, 31}});
   }
 }
 
@@ -141,7 +141,7 @@ TEST(DecodeStepTest, FullModel) { Check({false, 16, 128256, 16, {1024}}); }
 TEST(DecodeStepTest, SameBitsEveryTime) {
   for (const bool is_3b : {false, true}) {
     for (const std::vector<int>& positions : {std::vector<int>{900}, std::vector<int>{33, 2000, 5, 700}}) {
-      Runner runner({is_3b, 3, 4104, 16, positions});
+      Runner runner({is_3b, 3, 4112, 16, positions});
       const Outcome first = runner.Run(false);
       for (int i = 0; i < 30; ++i) {
         const Outcome again = runner.Run(false);

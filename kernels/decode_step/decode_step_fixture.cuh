@@ -17,7 +17,7 @@ namespace agentserve::kernels::cuda::testing {
 struct StepShapeOptions {
   bool is_3b = false;
   int layers = 2;
-  int vocab = 4104;
+  int vocab = 4112;
   int block_tokens = 16;
   std::vector<int> positions = {100};
   int max_positions = 65536;  // of the RoPE table
@@ -191,6 +191,7 @@ inline void StepProblem::RunSeparate(const DecodeStepParams& step, const LaunchC
   const auto must = [](const absl::Status& status) {
     if (status.ok()) return;
     std::printf("%s\n", std::string(status.message()).c_str());
+    std::fflush(stdout);
     std::_Exit(1);
   };
   const DecodeStepModel m = Model();

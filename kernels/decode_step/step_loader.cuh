@@ -9,7 +9,13 @@ template <typename C>
 class StepLoader {
  public:
   __device__ __forceinline__ StepLoader(const DecodeStepArgs& a, char* ring, StepShared<C::kRows>& shared)
-      : a_(a), base_(ring), shared_(shared), lane_(static_cast<int>(threadIdx.x) % 32), ring_{a.stages} {}
+      : a_(a),
+        base_(ring),
+        shared_(shared),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        ring_{a.stages},
+        landed_{a.stages},
+        free_(a.step.in_flight) {}
 
   __device__ __forceinline__ void Run() {
 #pragma unroll 1
@@ -31,7 +37,12 @@ class StepLoader {
   static constexpr int kTileBytes = 32 * C::kHeadDim;  // of K, and again of V
   static constexpr int kStageTiles = kStepStageBytes / (2 * kTileBytes);
 
+  // Until there is room in the ring, and not too much on its way to it.
   __device__ __forceinline__ char* AwaitRoom() {
+    if (--free_ < 0) {
+      MbarrierWait(&shared_.full[landed_.slot], landed_.phase);
+      landed_.Advance();
+    }
     MbarrierWait(&shared_.empty[ring_.slot], ring_.phase ^ 1);
     return base_ + ring_.slot * kStepStageBytes;
   }
@@ -62,8 +73,15 @@ class StepLoader {
         from += M::kStageRows * M::kK * 2;
       }
     }
-    ring_.slot = __shfl_sync(0xffffffffu, ring_.slot, 0);
-    ring_.phase = __shfl_sync(0xffffffffu, ring_.phase, 0);
+    Share(ring_.slot, ring_.phase);
+    Share(landed_.slot, landed_.phase);
+    free_ = __shfl_sync(0xffffffffu, free_, 0);
+  }
+
+  // Lane 0's position is everybody's.
+  __device__ __forceinline__ static void Share(int& slot, uint32_t& phase) {
+    slot = __shfl_sync(0xffffffffu, slot, 0);
+    phase = __shfl_sync(0xffffffffu, phase, 0);
   }
 
   // Lane i: the block of tile begin + at + i of a segment.
@@ -109,7 +127,8 @@ class StepLoader {
   char* const base_;
   StepShared<C::kRows>& shared_;
   const int lane_;
-  StepRing ring_;
+  StepRing ring_, landed_;
+  int free_;  // stages that may be sent for before others must land
   int first_blocks_ = 0;
 };
 
