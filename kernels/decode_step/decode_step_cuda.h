@@ -61,6 +61,8 @@ struct DecodeStepParams {
   __nv_bfloat16* logits = nullptr;  // [rows][vocab]; may be null
   // Stages of 16 KiB that a block may have on their way. More only make everything else that crosses the chip slower.
   int in_flight = 4;
+  // Stages that go to the L2 when the ring is full.
+  int ahead = 8;
   // Time of every operation in every block, for the bench: [operation][block] nanoseconds; null: none.
   unsigned long long* trace = nullptr;
 };

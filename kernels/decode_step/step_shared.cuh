@@ -90,13 +90,15 @@ struct StepShared {
   Best best[kStepFinishers][kRows];
 };
 
-// Dynamic shared memory behind the ring: partial sums, the warps' attention results, StepShared.
+// Dynamic shared memory behind the ring: partial sums, where the warps' attention results lie at other times (a block
+// attends after its finishing warps are through with QKV, and computes O when everybody's attention is merged);
+// StepShared.
 struct StepLayout {
   int sums, scratch, shared, bytes;
   __host__ __device__ StepLayout(int stages, int slot_bytes, int group, int head_dim, int shared_bytes) {
-    sums = stages * kStepStageBytes;
-    scratch = sums + kStepSlots * slot_bytes;
-    shared = scratch + kStepWarps * (group * (head_dim + 8) * 4 + 8 * 8);
+    sums = scratch = stages * kStepStageBytes;
+    const int attention = kStepWarps * (group * (head_dim + 8) * 4 + 8 * 8);
+    shared = sums + (kStepSlots * slot_bytes > attention ? kStepSlots * slot_bytes : attention);
     bytes = shared + shared_bytes;
   }
 };
