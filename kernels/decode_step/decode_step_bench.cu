@@ -64,14 +64,13 @@ void Bench(const StepShapeOptions& o, bool separate, const std::vector<int>& in_
   if (!step.ok()) std::abort();
   Must(cudaDeviceSynchronize());
   DecodeStepParams p = problem.Params(tokens.get(), best.get(), nullptr);
-  for (const int ahead : {0, 4, 8, 12, 16}) for (const int stages : in_flight) {
-  p.ahead = ahead;
+  for (const int stages : in_flight) {
     p.in_flight = stages;
     const BenchTime t = TimeGraph(2, 12, false, [&](int, const LaunchContext& context) {
       if (!(*step)->Launch(p, context.stream).ok()) std::abort();
     });
-    std::printf("%s B=%zu ctx %d in flight %d ahead %d: %.1f us (p95 %.1f) = %.3f TB/s", o.is_3b ? "3b" : "1b",
-                o.positions.size(), o.positions[0] + 1, stages, ahead, t.median_us, t.p95_us,
+    std::printf("%s B=%zu ctx %d in flight %d: %.1f us (p95 %.1f) = %.3f TB/s", o.is_3b ? "3b" : "1b",
+                o.positions.size(), o.positions[0] + 1, stages, t.median_us, t.p95_us,
                 problem.Bytes() / t.median_us * 1e-6);
     if (separate) {
       const BenchTime s =
@@ -101,7 +100,7 @@ int main(int argc, char** argv) {
       for (const int rows : {1, 2, 4}) {
         if (context > 1024 && (rows > 1 || quick)) continue;
         Bench({is_3b, is_3b ? 28 : 16, 128256, 16, std::vector<int>(rows, context - 1)}, context == 1024 && !quick,
-              rows == 1 && context == 1024 ? std::vector<int>{3, 4} : std::vector<int>{4});
+              rows == 1 && context == 1024 ? std::vector<int>{2, 3, 4, 6} : std::vector<int>{3, 4});
       }
     }
   }

@@ -37,19 +37,19 @@ class StepCompute {
     for (int layer = 0; layer < a_.num_layers; ++layer) {
       const DecodeStepLayerWeights& w = a_.layers[layer].weights;
       uint32_t x[kRows][StepMatrix<C, StepOp::kQkv>::kAllLines];
-      LoadNormed(layer - 1, a_.at.out, StepDone::kDown, w.input_norm, x);
+      LoadNormed(layer - 1, a_.at.out, w.input_norm, x);
       Multiply<StepOp::kQkv>(x);
       Attend(layer);
-      LoadPlain<StepOp::kO>(layer, a_.at.attention, StepDone::kAttention, FinishersOf(kRows * a_.q_heads), x);
+      LoadAttention(layer, x);
       Multiply<StepOp::kO>(x);
-      LoadNormed(layer, a_.at.middle, StepDone::kO, w.post_norm, x);
+      LoadNormed(layer, a_.at.middle, w.post_norm, x);
       Multiply<StepOp::kGateUp>(x);
       uint32_t wide[kRows][StepMatrix<C, StepOp::kDown>::kAllLines];
-      LoadPlain<StepOp::kDown>(layer, a_.at.ffn, StepDone::kGateUp, FinishersOf(C::kFfn / kStepUnit), wide);
+      LoadFfn(layer, wide);
       Multiply<StepOp::kDown>(wide);
     }
     uint32_t x[kRows][StepMatrix<C, StepOp::kHead>::kAllLines];
-    LoadNormed(a_.num_layers - 1, a_.at.out, StepDone::kDown, a_.final_norm, x);
+    LoadNormed(a_.num_layers - 1, a_.at.out, a_.final_norm, x);
     Multiply<StepOp::kHead>(x);
   }
 
@@ -71,48 +71,44 @@ class StepCompute {
     ring_.Advance();
   }
 
-  // Until `count` finishing warps are through; layer -1: at once.
-  __device__ __forceinline__ void AwaitRows(int layer, StepDone done, unsigned count) {
-    if (layer < 0) return;
-    if (threadIdx.x == 0) Await(CounterOf(shared_.counters, layer, done), count);
-    StepSync();
-  }
-
-  // This lane's words of x in the warp's lines, from rows of C::kHidden values that `done` made in `layer` (-1: the
-  // embedding), normalised.
+  // This lane's words of x in the warp's lines, from rows of the exchange of `layer` (-1: the embedding), normalised.
   template <int kLines>
-  __device__ __forceinline__ void LoadNormed(int layer, size_t buffer, StepDone done, const __nv_bfloat16* weight,
+  __device__ __forceinline__ void LoadNormed(int layer, size_t buffer, const __nv_bfloat16* weight,
                                              uint32_t (&x)[kRows][kLines]) {
     const int first = warp_ * kLines * 32 + lane_;  // word
     uint32_t w[kLines];
 #pragma unroll
     for (int i = 0; i < kLines; ++i) w[i] = __ldg(reinterpret_cast<const uint32_t*>(weight) + first + 32 * i);
-    AwaitRows(layer, done, FinishersOf(C::kHidden / kStepUnit));
+    const uint32_t* row[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const void* row = layer < 0
-                            ? static_cast<const void*>(a_.embedding + static_cast<size_t>(shared_.id[r]) * C::kHidden)
-                            : RowOf(a_, buffer, C::kHidden, kRows, layer, r);
+      const void* from = layer < 0
+                             ? static_cast<const void*>(a_.embedding + static_cast<size_t>(shared_.id[r]) * C::kHidden)
+                             : RowOf(a_, shared_.set, buffer, layer, r);
+      row[r] = static_cast<const uint32_t*>(from) + first;
 #pragma unroll
-      for (int i = 0; i < kLines; ++i) x[r][i] = __ldcg(static_cast<const uint32_t*>(row) + first + 32 * i);
+      for (int i = 0; i < kLines; ++i) Look(row[r] + 32 * i, x[r][i]);
     }
+    float(*squares)[kStepWarps] = shared_.squares[norms_++ % 2];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       float sum = 0;
 #pragma unroll
       for (int i = 0; i < kLines; ++i) {
+        if (layer >= 0) Await(row[r] + 32 * i, x[r][i]);
         sum = fmaf(Bf16Low(x[r][i]), Bf16Low(x[r][i]), sum);
         sum = fmaf(Bf16High(x[r][i]), Bf16High(x[r][i]), sum);
       }
+      __syncwarp();
       sum = LaneSum(sum);
-      if (lane_ == 0) shared_.squares[r][warp_] = sum;
+      if (lane_ == 0) squares[r][warp_] = sum;
     }
     StepSync();
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       float total = 0;
 #pragma unroll
-      for (int i = 0; i < kStepWarps; ++i) total += shared_.squares[r][i];
+      for (int i = 0; i < kStepWarps; ++i) total += squares[r][i];
       const float scale = rsqrtf(total / static_cast<float>(C::kHidden) + a_.norm_eps);
 #pragma unroll
       for (int i = 0; i < kLines; ++i) {
@@ -123,14 +119,36 @@ class StepCompute {
     Tick();
   }
 
-  template <StepOp kOp, int kLines>
-  __device__ __forceinline__ void LoadPlain(int layer, size_t buffer, StepDone done, unsigned count,
-                                            uint32_t (&x)[kRows][kLines]) {
-    using M = StepMatrix<C, kOp>;
-    AwaitRows(layer, done, count);
+  template <int kLines>
+  __device__ __forceinline__ void LoadAttention(int layer, uint32_t (&x)[kRows][kLines]) {
+    // The finishing warps have read the attention results that lie where partial sums go now.
+    if (segments_ > 0) MbarrierWait(&shared_.merged, (segments_ - 1) & 1);
+    const auto word = [&](int r, int i) {
+      return reinterpret_cast<const uint32_t*>(RowOf(a_, shared_.set, a_.at.attention, layer, r)) +
+             (warp_ * kLines + i) * 32 + lane_;
+    };
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const uint32_t* row = reinterpret_cast<const uint32_t*>(RowOf(a_, buffer, M::kK, kRows, layer, r));
+#pragma unroll
+      for (int i = 0; i < kLines; ++i) Look(word(r, i), x[r][i]);
+    }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+      for (int i = 0; i < kLines; ++i) Await(word(r, i), x[r][i]);
+    }
+    __syncwarp();
+    Tick();
+  }
+
+  template <int kLines>
+  __device__ __forceinline__ void LoadFfn(int layer, uint32_t (&x)[kRows][kLines]) {
+    using M = StepMatrix<C, StepOp::kDown>;
+    if (threadIdx.x == 0) AwaitCount(CounterOf(shared_.counters, layer), FinishersOf(C::kFfn / kStepUnit));
+    StepSync();
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const uint32_t* row = reinterpret_cast<const uint32_t*>(FfnRow<C>(a_, layer, r));
 #pragma unroll
       for (int i = 0; i < kLines; ++i) {
         const int line = i / M::kLines * (M::kPiece / 64) + warp_ * M::kLines + i % M::kLines;
@@ -206,16 +224,52 @@ class StepCompute {
   }
 
   __device__ __forceinline__ const uint32_t* QkvRow(int layer, int row) const {
-    return reinterpret_cast<const uint32_t*>(
-        RowOf(a_, a_.at.qkv, C::kHidden + 2 * a_.kv_heads * C::kHeadDim, kRows, layer, row));
+    return reinterpret_cast<const uint32_t*>(RowOf(a_, shared_.set, a_.at.qkv, layer, row));
+  }
+
+  // A lane's words of a row's new K (of both halves of a head, if lane < head_dim / 4) and V.
+  struct Newest {
+    uint32_t low, high, v[C::kHeadDim / 64];
+  };
+  __device__ __forceinline__ const uint32_t* NewestK(int layer, int row, int head) const {
+    return QkvRow(layer, row) + (a_.q_heads + head) * (C::kHeadDim / 2) + lane_;
+  }
+  __device__ __forceinline__ void LookAtNewest(int layer, int row, int head, Newest& n) const {
+    const uint32_t *k = NewestK(layer, row, head), *v = k + a_.kv_heads * (C::kHeadDim / 2);
+    if (lane_ < C::kHeadDim / 4) {
+      Look(k, n.low);
+      Look(k + C::kHeadDim / 4, n.high);
+    }
+#pragma unroll
+    for (int i = 0; i < C::kHeadDim / 64; ++i) Look(v + 32 * i, n.v[i]);
+  }
+  __device__ __forceinline__ void AwaitNewest(int layer, int row, int head, Newest& n) const {
+    const uint32_t *k = NewestK(layer, row, head), *v = k + a_.kv_heads * (C::kHeadDim / 2);
+    if (lane_ < C::kHeadDim / 4) {
+      Await(k, n.low);
+      Await(k + C::kHeadDim / 4, n.high);
+      Rotate(row, 2 * lane_, n.low, n.high);
+    }
+#pragma unroll
+    for (int i = 0; i < C::kHeadDim / 64; ++i) Await(v + 32 * i, n.v[i]);
+    __syncwarp();
   }
 
   // A fragments of the group's q rows, rotated; see LoadQ of decode_tile.cuh.
   __device__ __forceinline__ void LoadRotatedQ(int layer, int row, int head, int group,
                                                uint32_t (&q)[C::kHeadDim / 16][2]) const {
     const uint32_t* from = QkvRow(layer, row) + (head * group + lane_ / 4) * (C::kHeadDim / 2) + lane_ % 4;
+    const bool valid = lane_ / 4 < group;
 #pragma unroll
-    for (int i = 0; i < C::kHeadDim / 8; ++i) q[i / 2][i % 2] = lane_ / 4 < group ? __ldcg(from + 4 * i) : 0;
+    for (int i = 0; i < C::kHeadDim / 8; ++i) {
+      q[i / 2][i % 2] = 0;
+      if (valid) Look(from + 4 * i, q[i / 2][i % 2]);
+    }
+#pragma unroll
+    for (int i = 0; i < C::kHeadDim / 8; ++i) {
+      if (valid) Await(from + 4 * i, q[i / 2][i % 2]);
+    }
+    __syncwarp();
 #pragma unroll
     for (int i = 0; i < 2 * kPairs; ++i) {
       Rotate(row, 8 * i + 2 * (lane_ % 4), q[i / 2][i % 2], q[i / 2 + kPairs][i % 2]);
@@ -223,10 +277,8 @@ class StepCompute {
   }
 
   // The row's new position goes into the tile, which came without it, and into the pool; rows after it become zeros.
-  __device__ __forceinline__ void InsertNewest(int layer, int row, int head, uint32_t tile) const {
-    const int position = shared_.position[row], in_tile = position % 16, slot = shared_.slot[row];
-    const uint32_t* k_from = QkvRow(layer, row) + (a_.q_heads + head) * (C::kHeadDim / 2);
-    const uint32_t* v_from = k_from + a_.kv_heads * (C::kHeadDim / 2);
+  __device__ __forceinline__ void InsertNewest(int layer, int row, int head, const Newest& n, uint32_t tile) const {
+    const int in_tile = shared_.position[row] % 16, slot = shared_.slot[row];
     const int tokens = static_cast<int>(a_.block_tokens);
     std::byte* to = a_.pool + static_cast<size_t>(max(slot, 0) / tokens) * a_.block_bytes + layer * a_.layer_bytes +
                     head * a_.head_bytes + max(slot, 0) % tokens * C::kHeadDim * 2;
@@ -238,13 +290,11 @@ class StepCompute {
       if (slot >= 0) *reinterpret_cast<uint32_t*>(to + is_v * v_offset + dim * 2) = word;
     };
     if (lane_ < C::kHeadDim / 4) {
-      uint32_t low = __ldcg(k_from + lane_), high = __ldcg(k_from + C::kHeadDim / 4 + lane_);
-      Rotate(row, 2 * lane_, low, high);
-      put(0, 2 * lane_, low);
-      put(0, C::kHeadDim / 2 + 2 * lane_, high);
+      put(0, 2 * lane_, n.low);
+      put(0, C::kHeadDim / 2 + 2 * lane_, n.high);
     }
 #pragma unroll
-    for (int i = 0; i < C::kHeadDim / 64; ++i) put(1, 2 * (lane_ + 32 * i), __ldcg(v_from + lane_ + 32 * i));
+    for (int i = 0; i < C::kHeadDim / 64; ++i) put(1, 2 * (lane_ + 32 * i), n.v[i]);
     for (int i = lane_; i < (15 - in_tile) * (C::kHeadDim / 8); i += 32) {
       const int r = in_tile + 1 + i / (C::kHeadDim / 8), chunk = i % (C::kHeadDim / 8);
       asm volatile("st.shared.v4.u32 [%0], {%1, %1, %1, %1};" ::"r"(tile + Config::kTileBytes + chunk / 8 * 2048 +
@@ -260,18 +310,20 @@ class StepCompute {
   __device__ __forceinline__ void Attend(int layer) {
     const int group = a_.q_heads / a_.kv_heads, head = static_cast<int>(blockIdx.x) / a_.group_blocks;
     constexpr int kStageTiles = kStepStageBytes / (2 * Config::kTileBytes);
-    if (shared_.segment_count > 0) {
-      AwaitRows(layer, StepDone::kQkv, FinishersOf(StepTiles<C, StepOp::kQkv>(a_)));
-    }
-    Tick();
 #pragma unroll 1
     for (int i = 0; i < shared_.segment_count; ++i) {
       const StepSegment s = shared_.segments[i];
-      const int newest = shared_.position[s.row] / 16, tiles = s.end - s.begin;
+      // Of the segment's tiles, the one with the newest position.
+      const int tiles = s.end - s.begin, newest = shared_.position[s.row] / 16 - s.begin;
+      const bool inserts = newest < tiles && newest % kStepWarps == warp_;
       DecodeAccumulator<C::kHeadDim> acc = {};
       acc.max = kNoScore;
       uint32_t q[C::kHeadDim / 16][2];
+      Newest fresh = {};
+      if (inserts) LookAtNewest(layer, s.row, head, fresh);
       if (warp_ < tiles) LoadRotatedQ(layer, s.row, head, group, q);
+      if (inserts) AwaitNewest(layer, s.row, head, fresh);
+      if (i == 0) Tick();
 #pragma unroll 1
       for (int at = 0; at < tiles; at += kStageTiles) {
         const uint32_t stage = AwaitStage();
@@ -279,7 +331,7 @@ class StepCompute {
         if (tile < min(at + kStageTiles, tiles)) {
           const uint32_t from = stage + (tile - at) * 2 * Config::kTileBytes;
           const int first = 16 * (s.begin + tile);
-          if (s.begin + tile == newest) InsertNewest(layer, s.row, head, from);
+          if (tile == newest) InsertNewest(layer, s.row, head, fresh, from);
           ComputeTile<Config>(from, q, a_.scale_log2, shared_.position[s.row] + 1 - first, acc);
         }
         ReleaseStage();
@@ -287,6 +339,7 @@ class StepCompute {
       acc.sum = LaneSum<4>(acc.sum);
       StoreResult(acc, group);
     }
+    if (shared_.segment_count == 0) Tick();
     Tick();
   }
 
@@ -295,6 +348,11 @@ class StepCompute {
     constexpr int kStride = C::kHeadDim + 8;
     MbarrierWait(&shared_.merged, (segments_ & 1) ^ 1);
     ++segments_;
+    // The finishing warps have read the partial sums of QKV, which lie where this goes.
+#pragma unroll
+    for (unsigned turn = done_ - kStepSlots; turn != done_; ++turn) {
+      if (static_cast<int>(turn) >= 0) MbarrierWait(&shared_.sums_empty[turn % kStepSlots], turn / kStepSlots & 1);
+    }
     float* o = reinterpret_cast<float*>(dynamic_ + layout_.scratch) + warp_ * group * kStride;
     float2* stats = reinterpret_cast<float2*>(dynamic_ + layout_.scratch + kStepWarps * group * kStride * 4);
     const int row = lane_ / 4;
@@ -317,6 +375,7 @@ class StepCompute {
   StepRing ring_;
   unsigned done_ = 0;      // tiles
   unsigned segments_ = 0;  // that were attended to
+  unsigned norms_ = 0;
   int event_ = 0;
 };
 

@@ -5,19 +5,6 @@
 
 namespace agentserve::kernels::cuda {
 
-// Whether the phase is complete, at once.
-__device__ __forceinline__ bool MbarrierTest(uint64_t* barrier, uint32_t phase) {
-  uint32_t done;
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n}"
-      : "=r"(done)
-      : "r"(SharedAddress(barrier)), "r"(phase)
-      : "memory");
-  return done != 0;
-}
-
 template <typename C>
 class StepLoader {
  public:
@@ -67,14 +54,11 @@ class StepLoader {
     const char* from = reinterpret_cast<const char*>(StepWeights<kOp>(a_, layer)) +
                        static_cast<size_t>(share.first) * (M::kUnits * kStepUnit * M::kK * 2);
     const int stages = share.count * (M::kStages / M::kPieces);
-    const char* end = from + static_cast<size_t>(stages) * (M::kStageRows * M::kK * 2);
     if (lane_ == 0) {
 #pragma unroll 1
       for (int i = 0; i < stages; ++i) {
 #pragma unroll 1
         for (int piece = 0; piece < M::kPieces; ++piece) {
-          const char* next = from + M::kStageRows * M::kK * 2;
-          if (!MbarrierTest(&shared_.empty[ring_.slot], ring_.phase ^ 1)) Ahead(next, end);
           char* to = AwaitRoom();
           uint64_t* full = &shared_.full[ring_.slot];
           MbarrierArriveExpect(full, M::kStageBytes);
@@ -92,24 +76,6 @@ class StepLoader {
     Share(ring_.slot, ring_.phase);
     Share(landed_.slot, landed_.phase);
     free_ = __shfl_sync(0xffffffffu, free_, 0);
-  }
-
-  // The ring is full: until it is not, what comes next goes to the L2, at about the rate at which memory delivers.
-  __device__ __forceinline__ void Ahead(const char* next, const char* end) {
-    constexpr int kClocks = 800;  // for a piece
-    if (a_.step.ahead == 0) return;
-    const char* limit = next + a_.step.ahead * kStepStageBytes;
-    if (limit > end) limit = end;
-    if (fetched_ < next || fetched_ > end) fetched_ = next;
-    long long last = clock64() - kClocks;
-    while (fetched_ < limit && !MbarrierTest(&shared_.empty[ring_.slot], ring_.phase ^ 1)) {
-      const long long now = clock64();
-      if (now - last < kClocks) continue;
-      last = now;
-      const uint32_t bytes = limit - fetched_ < kStepStageBytes ? static_cast<uint32_t>(limit - fetched_) : kStepStageBytes;
-      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(fetched_), "r"(bytes) : "memory");
-      fetched_ += bytes;
-    }
   }
 
   // Lane 0's position is everybody's.
@@ -163,7 +129,6 @@ class StepLoader {
   const int lane_;
   StepRing ring_, landed_;
   int free_;  // stages that may be sent for before others must land
-  const char* fetched_ = nullptr;  // what goes to the L2 begins here
   int first_blocks_ = 0;
 };
 
