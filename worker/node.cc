@@ -197,7 +197,6 @@ agentserve::common::v1::KvEndpoint Node::Endpoint() const {
   endpoint.set_grpc_address(address_);
   kvstore::ToProto(model_.layout, endpoint.mutable_layout());
   endpoint.set_num_blocks(sizing_.num_blocks);
-  endpoint.set_digest(kvstore::ToProto(pool_->memory().facts().digest));
   return endpoint;
 }
 

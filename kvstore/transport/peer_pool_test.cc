@@ -137,6 +137,41 @@ TEST_P(BothTransports, FlippedBitsAreFound) {
   EXPECT_EQ(peer->Validate({&unknown, 1}, local.view(), BlockIds(0, 1)).outcome, ReadOutcome::kDigestMismatch);
 }
 
+// Sums that were added up while layers were copied find what digests of the whole copies find.
+TEST_P(BothTransports, SumsOfLayersDecide) {
+  Owner owner(TinyLayout());
+  const std::vector<BlockRef> refs = {owner.Write(4, 1, 8), owner.Write(9, 1, 9, 5), owner.Write(2, 1, 10)};
+  auto peer = Connect(owner);
+  LocalPool local(TinyLayout(), 3);
+  const auto pull = [&](std::vector<uint32_t> layers, size_t flip) {
+    std::vector<uint64_t> sums(3, 0);
+    for (size_t i = 0; i < layers.size(); ++i) {
+      if (i == flip) owner.pool().view().Block(9)[TinyLayout().LayerBytes() * layers[i]] ^= std::byte{64};
+      EXPECT_TRUE(peer->ReadLayers(refs, layers[i], 1, local.view(), BlockIds(0, 3), sums).ok());
+      if (i == flip) owner.pool().view().Block(9)[TinyLayout().LayerBytes() * layers[i]] ^= std::byte{64};
+    }
+    return peer->Validate(refs, local.view(), BlockIds(0, 3), sums);
+  };
+  EXPECT_TRUE(pull({0, 1, 2, 3}, 9).ok());
+  EXPECT_TRUE(pull({3, 0, 2, 1}, 9).ok()) << "in any order";
+  EXPECT_EQ(pull({0, 1, 2}, 9).outcome, ReadOutcome::kDigestMismatch) << "a layer is missing";
+  EXPECT_EQ(pull({0, 1, 2, 3, 3}, 9).outcome, ReadOutcome::kDigestMismatch) << "a layer came twice";
+  for (size_t flip = 0; flip < 4; ++flip) {
+    const ValidateResult bad = pull({0, 1, 2, 3}, flip);
+    EXPECT_EQ(bad.outcome, ReadOutcome::kDigestMismatch);
+    EXPECT_EQ(bad.position, 1u);
+  }
+  owner.Write(2, 2, 11);
+  std::vector<uint64_t> sums(3, 5);
+  const absl::Status read = peer->ReadBlocks(refs, local.view(), BlockIds(0, 3));
+  const ValidateResult stale = pull({}, 9);
+  EXPECT_TRUE(!read.ok() || stale.outcome != ReadOutcome::kOk);
+  if (!read.ok()) {  // the stream tells at once
+    EXPECT_FALSE(peer->ReadLayers(refs, 0, 4, local.view(), BlockIds(0, 3), sums).ok());
+    EXPECT_EQ(sums, std::vector<uint64_t>(3, 5)) << "as before";
+  }
+}
+
 // The block is reused between the reference and the copy: both paths refuse, each in its way.
 TEST_P(BothTransports, ReuseBeforeTheCopyIsFound) {
   Owner owner(TinyLayout());

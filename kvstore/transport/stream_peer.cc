@@ -150,25 +150,25 @@ class StreamPeer final : public PeerPool {
   }
 
  protected:
-  absl::Status DoRead(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count, BlockMemory& local,
-                      std::span<const engine::BlockId> dst_blocks) override {
+  absl::Status DoRead(std::span<const BlockRef> refs, LayerRange layers, BlockMemory& local,
+                      std::span<const engine::BlockId> dst_blocks, std::span<uint64_t> sums) override {
     const size_t layer_bytes = options_.layout.LayerBytes();
     for (size_t i = 0; i < refs.size(); i += kMaxReadBlocks) {
       const auto part = refs.subspan(i, std::min<size_t>(kMaxReadBlocks, refs.size() - i));
       v1::ReadRequest request;
-      request.set_first_layer(first_layer);
-      request.set_layer_count(count);
+      request.set_first_layer(layers.first);
+      request.set_layer_count(layers.count);
       for (const BlockRef& r : part) ToProto(r, request.add_blocks());
       const auto store = [&](std::vector<PieceIn>& pieces) {
         for (PieceIn& p : pieces) {
           p.block = dst_blocks[i + p.block].value;
-          p.offset += first_layer * layer_bytes;
+          p.offset += layers.first * layer_bytes;
         }
         return local.CopyIn(pieces);
       };
-      AS_RETURN_IF_ERROR(Stream(&request, count * layer_bytes, store));
+      AS_RETURN_IF_ERROR(Stream(&request, layers.count * layer_bytes, store));
     }
-    return absl::OkStatus();
+    return SumCopies(refs, layers, local, dst_blocks, sums);
   }
 
   // The owner compared epochs around each copy, and the digest of the copy decides: nothing is left to ask.

@@ -85,8 +85,8 @@ class Owner {
   }
 
   PeerEndpoint endpoint() const {
-    return {pool_->options().worker_id,    pool_->options().incarnation, exporter_->socket_path(),      address_,
-            pool_->layout().Fingerprint(), pool_->options().num_blocks,  pool_->memory().facts().digest};
+    return {pool_->options().worker_id,    pool_->options().incarnation, exporter_->socket_path(), address_,
+            pool_->layout().Fingerprint(), pool_->options().num_blocks};
   }
   // Fills and seals a block with a new epoch.
   BlockRef Write(uint32_t block, uint32_t epoch, uint64_t seed, uint32_t tokens = 0) {

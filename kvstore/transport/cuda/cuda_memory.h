@@ -23,7 +23,7 @@ class CudaMemory final : public BlockMemory {
   std::string name() const override;
   absl::Status CopyOut(std::span<const PieceOut> pieces) override;
   absl::Status CopyIn(std::span<const PieceIn> pieces) override;
-  absl::Status Digests(DigestAlgorithm algorithm, std::span<const DigestItem> items, std::span<uint64_t> out) override;
+  absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items) override;
   absl::StatusOr<base::UniqueFd> Export() override;
   absl::StatusOr<std::unique_ptr<PeerMemory>> Import(base::UniqueFd fd, const MemoryFacts& facts,
                                                      const ImportOptions& options) override;
@@ -34,8 +34,6 @@ class CudaMemory final : public BlockMemory {
  private:
   explicit CudaMemory(int device)
       : device_(device), pull_lanes_(device, /*high_priority=*/false), seal_lanes_(device, /*high_priority=*/true) {}
-  absl::Status HostDigests(std::span<const DigestItem> items, std::span<uint64_t> out);
-  absl::Status DeviceDigests(std::span<const DigestItem> items, std::span<uint64_t> out);
 
   const int device_;
   MemoryFacts facts_;
