@@ -38,8 +38,8 @@ struct SeqSlice {
 };
 
 struct StepPlan {
-  uint64_t number = 0;  // of the step, for the observer of its layers
   std::vector<SeqSlice> slices;
+  uint64_t number = 0;  // of the step, for the observer of its layers
 };
 
 struct StepOutput {
