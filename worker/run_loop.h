@@ -304,7 +304,8 @@ class RunLoop {
   InFlight Begin(const engine::PlannedStep& step) {
     InFlight begun{&step, Now(), absl::OkStatus(), nullptr};
     if (observer() != nullptr && !step.seals.empty()) {
-      begun.digests = std::make_shared<kvstore::SealDigests>(&options_.pool->memory(), step.seals);
+      begun.digests =
+          std::make_shared<kvstore::SealDigests>(&options_.pool->memory(), step.seals, kvstore::SumPriority::kBehind);
       const std::lock_guard lock(digests_mu_);
       digests_[step.number] = begun.digests;
     }

@@ -103,6 +103,33 @@ __global__ __launch_bounds__(kThreads) void WalkKernel(const KvGatherParams p) {
   if (p.done.arrived != nullptr) Arrive(p);
 }
 
+// A block takes every gridDim-th piece.
+__global__ __launch_bounds__(kThreads) void PiecesKernel(const KvCopyPiecesParams p) {
+  __shared__ KvPiece next;
+  PdlWait();
+  PdlTrigger();
+  for (int n = blockIdx.x; n < p.count; n += gridDim.x) {
+    if (threadIdx.x == 0) next = p.pieces[n];
+    __syncthreads();
+    const KvPiece piece = next;
+    const uint32_t end = piece.bytes / 16;
+    for (uint32_t first = threadIdx.x; first < end; first += kThreads * kVectors) {
+      uint4 data[kVectors];
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        const uint32_t at = first + i * kThreads;
+        if (at < end) data[i] = LoadStreamCoherent16(piece.from + static_cast<size_t>(at) * 16);
+      }
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        const uint32_t at = first + i * kThreads;
+        if (at < end) Store16(piece.to + static_cast<size_t>(at) * 16, data[i]);
+      }
+    }
+    __syncthreads();
+  }
+}
+
 absl::Status Check(const KvGatherParams& p, const char* what) {
   const KvSumsTarget& s = p.sums;
   bool ok = p.count >= 0 && p.sms > 0 && p.offset % 16 == 0 && p.bytes % 16 == 0 && p.block_bytes % 16 == 0 &&
@@ -132,6 +159,14 @@ absl::Status KvSums(const KvGatherParams& p, const LaunchContext& context) {
   if (absl::Status s = Check(p, "KvSums"); !s.ok()) return s;
   if (p.sums.sums == nullptr) return absl::InvalidArgumentError("KvSums: no place for the sums");
   return ToStatus(Launch(context, WalkKernel<false, true>, dim3(p.sms), dim3(kThreads), 0, 1, p), "kv sums");
+}
+
+absl::Status KvCopyPieces(const KvCopyPiecesParams& p, const LaunchContext& context) {
+  if (p.count == 0) return absl::OkStatus();
+  if (p.count < 0 || p.sms <= 0)
+    return absl::InvalidArgumentError("KvCopyPieces: " + std::to_string(p.count) + " pieces");
+  return ToStatus(Launch(context, PiecesKernel, dim3(p.count < p.sms ? p.count : p.sms), dim3(kThreads), 0, 1, p),
+                  "kv pieces");
 }
 
 }  // namespace agentserve::kernels::cuda

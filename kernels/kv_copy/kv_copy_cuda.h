@@ -49,4 +49,18 @@ absl::Status KvGather(const KvGatherParams& params, const LaunchContext& context
 // Only the sums, of blocks `from`; `dst` is ignored. `bytes` 0: nothing is added, only `out` and `done` are served.
 absl::Status KvSums(const KvGatherParams& params, const LaunchContext& context);
 
+// A run of bytes and its copy; addresses and size are multiples of 16. Either side may be pinned host memory.
+struct KvPiece {
+  std::byte* to = nullptr;
+  const std::byte* from = nullptr;
+  uint32_t bytes = 0;
+};
+struct KvCopyPiecesParams {
+  const KvPiece* pieces = nullptr;  // [count] device, or pinned host memory
+  int count = 0;
+  int sms = 16;  // enough for a PCIe link
+};
+// Copies between host and device that a copy engine would need a command each for: many short pieces.
+absl::Status KvCopyPieces(const KvCopyPiecesParams& params, const LaunchContext& context);
+
 }  // namespace agentserve::kernels::cuda

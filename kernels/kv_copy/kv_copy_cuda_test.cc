@@ -207,6 +207,42 @@ TEST(KvGatherCuda, DoneIsTheEnd) {
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
 }
 
+// Between pinned memory of the host and the device, both ways, of all sizes.
+TEST(KvCopyPiecesCuda, CopiesExactlyThePieces) {
+  constexpr size_t kBytes = 1 << 20;
+  for (const uint32_t count : {1u, 5u, 100u}) {
+    std::byte* host = nullptr;
+    CheckCuda(cudaMallocHost(reinterpret_cast<void**>(&host), 2 * kBytes + count * sizeof(KvPiece)), "pinned memory");
+    const std::vector<std::byte> content = RandomBytes(kBytes, count);
+    std::memcpy(host, content.data(), kBytes);
+    std::memset(host + kBytes, 0xff, kBytes);
+    DeviceVector<std::byte> device(kBytes);
+    auto* pieces = reinterpret_cast<KvPiece*>(host + 2 * kBytes);
+    std::vector<std::byte> want(kBytes, std::byte{0xff});
+    std::mt19937 gen(count);
+    size_t at = 0;
+    for (uint32_t i = 0; i < count; ++i) {
+      const auto bytes = static_cast<uint32_t>((1 + gen() % (kBytes / count / 16 - 1)) * 16);
+      pieces[i] = {device.data() + at, host + at, bytes};
+      std::memcpy(&want[at], &content[at], bytes);
+      at += kBytes / count / 16 * 16;
+    }
+    KvCopyPiecesParams p;
+    p.pieces = pieces;
+    p.count = static_cast<int>(count);
+    ASSERT_TRUE(KvCopyPieces(p, {}).ok());
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    EXPECT_TRUE(device.Download() == want);
+    for (uint32_t i = 0; i < count; ++i) {
+      pieces[i] = {host + kBytes + (pieces[i].to - device.data()), pieces[i].to, pieces[i].bytes};
+    }
+    ASSERT_TRUE(KvCopyPieces(p, {}).ok());
+    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+    EXPECT_EQ(std::memcmp(host + kBytes, want.data(), kBytes), 0);
+    cudaFreeHost(host);
+  }
+}
+
 TEST(KvCopyCuda, RefusesWhatItCannotDo) {
   KvGatherParams gather;
   gather.count = 1;

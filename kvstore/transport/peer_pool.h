@@ -54,6 +54,8 @@ struct PeerOptions {
   int connect_timeout_ms = 2000;
   // Limit of one Read call of the stream path.
   int read_timeout_ms = 10000;
+  // Connections of the stream path; 0 = one for two cores, at most 8.
+  int stream_connections = 0;
   // Bytes that the probe copies at most; it also stops after probe_ms.
   size_t probe_bytes = 16 << 20;
   int probe_ms = 20;

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 
+#include "kvstore/transport/call_pool.h"
 #include "kvstore/transport/handshake.h"
 #include "kvstore/transport/transport_test_util.h"
 
@@ -447,6 +448,43 @@ TEST(StreamPeerTest, ServiceRefusesBadRequests) {
             }),
             grpc::StatusCode::INVALID_ARGUMENT)
       << "probes are bounded in bytes";
+}
+
+// Large reads are cut over several connections; every block comes to its place, and one part's failure is the read's.
+TEST(StreamPeerTest, SeveralConnectionsShareARead) {
+  const engine::KvLayout layout = OneBLayout();
+  Owner owner(layout, 24);
+  std::vector<BlockRef> refs;
+  for (uint32_t b = 0; b < 23; ++b) refs.push_back(owner.Write((b * 7) % 24, 1, b, b == 22 ? 3 : 0));
+  auto pool =
+      PeerPool::Connect(owner.endpoint(), {.layout = layout, .mode = TransportMode::kStream, .stream_connections = 5});
+  ASSERT_TRUE(pool.ok()) << pool.status().message();
+  LocalPool local(layout, 23);
+  std::vector<uint64_t> sums(23, 0);
+  ASSERT_TRUE((*pool)->ReadLayers(refs, 0, 9, local.view(), BlockIds(0, 23), sums).ok());
+  ASSERT_TRUE((*pool)->ReadLayers(refs, 9, 7, local.view(), BlockIds(0, 23), sums).ok());
+  EXPECT_TRUE((*pool)->Validate(refs, local.view(), BlockIds(0, 23), sums).ok());
+  EXPECT_TRUE((*pool)->Validate(refs, local.view(), BlockIds(0, 23)).ok());
+  owner.Write(refs[21].index, 2, 99);
+  EXPECT_EQ((*pool)->ReadBlocks(refs, local.view(), BlockIds(0, 23)).code(), absl::StatusCode::kAborted);
+}
+
+TEST(CallPoolTest, MakesEveryCallOnce) {
+  CallPool calls(4);
+  EXPECT_EQ(calls.width(), 4u);
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong{0};
+  for (int t = 0; t < 3; ++t) {  // they get in each other's way
+    threads.emplace_back([&] {
+      for (size_t round = 0; round < 200; ++round) {
+        std::vector<std::atomic<int>> made(round % 9);
+        calls.Run(made.size(), [&](size_t i) { ++made[i]; });
+        for (const auto& m : made) wrong += m != 1;
+      }
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  EXPECT_EQ(wrong, 0);
 }
 
 // The owner stops while readers wait: they end with an error, nothing hangs.

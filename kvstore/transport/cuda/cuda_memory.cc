@@ -23,26 +23,20 @@ class Staging {
 
   absl::Status Out(const std::byte* device, std::byte* host, size_t bytes) {
     while (bytes > 0) {
-      const size_t n = std::min(bytes, Lane::kHalfBytes - used_);
-      AS_RETURN_IF_ERROR(Check(
-          cudaMemcpyAsync(lane_.half(now_) + used_, device, n, cudaMemcpyDeviceToHost, lane_.stream()), "KV copy out"));
-      pending_[now_].push_back({host, used_, n});
-      used_ += n;
-      if (used_ == Lane::kHalfBytes) AS_RETURN_IF_ERROR(Flip());
-      device += n, host += n, bytes -= n;
+      AS_ASSIGN_OR_RETURN(const Room room, Take(bytes));
+      pieces_.push_back({room.at, device, room.bytes});
+      pending_[now_].push_back({host, room.at, room.bytes});
+      device += room.bytes, host += room.bytes, bytes -= room.bytes;
     }
     return absl::OkStatus();
   }
 
   absl::Status In(std::byte* device, const std::byte* host, size_t bytes) {
     while (bytes > 0) {
-      const size_t n = std::min(bytes, Lane::kHalfBytes - used_);
-      std::memcpy(lane_.half(now_) + used_, host, n);
-      AS_RETURN_IF_ERROR(Check(
-          cudaMemcpyAsync(device, lane_.half(now_) + used_, n, cudaMemcpyHostToDevice, lane_.stream()), "KV copy in"));
-      used_ += n;
-      if (used_ == Lane::kHalfBytes) AS_RETURN_IF_ERROR(Flip());
-      device += n, host += n, bytes -= n;
+      AS_ASSIGN_OR_RETURN(const Room room, Take(bytes));
+      std::memcpy(room.at, host, room.bytes);
+      pieces_.push_back({device, room.at, room.bytes});
+      device += room.bytes, host += room.bytes, bytes -= room.bytes;
     }
     return absl::OkStatus();
   }
@@ -56,25 +50,45 @@ class Staging {
  private:
   struct Landed {
     std::byte* host;
-    size_t offset, bytes;
+    const std::byte* staged;
+    size_t bytes;
+  };
+  struct Room {
+    std::byte* at;
+    uint32_t bytes;
   };
 
-  // Marks the end of this half's copies and makes the other half free.
+  // Room for as much of a piece as there is, at most.
+  absl::StatusOr<Room> Take(size_t bytes) {
+    if (used_ == Lane::kHalfBytes || pieces_.size() == Lane::kMostPieces) AS_RETURN_IF_ERROR(Flip());
+    AS_ASSIGN_OR_RETURN(std::byte* const half, lane_.Half(now_));
+    const Room room{half + used_, static_cast<uint32_t>(std::min(bytes, Lane::kHalfBytes - used_))};
+    used_ += room.bytes;
+    return room;
+  }
+
+  // Starts this half's copies and makes the other half free.
   absl::Status Flip() {
-    AS_RETURN_IF_ERROR(Check(cudaEventRecord(lane_.event(now_), lane_.stream()), "KV copy"));
-    started_[now_] = true;
+    started_[now_] = !pieces_.empty();
+    if (started_[now_]) {
+      AS_RETURN_IF_ERROR(lane_.CopyPieces(now_, pieces_));
+      AS_RETURN_IF_ERROR(Check(cudaEventRecord(lane_.event(now_), lane_.stream()), "KV copy"));
+    }
+    pieces_.clear();
     now_ ^= 1;
     used_ = 0;
     if (!started_[now_]) return absl::OkStatus();
     AS_RETURN_IF_ERROR(Check(cudaEventSynchronize(lane_.event(now_)), "KV copy"));
-    for (const Landed& l : pending_[now_]) std::memcpy(l.host, lane_.half(now_) + l.offset, l.bytes);
+    for (const Landed& l : pending_[now_]) std::memcpy(l.host, l.staged, l.bytes);
     pending_[now_].clear();
+    started_[now_] = false;
     return absl::OkStatus();
   }
 
   Lane& lane_;
   size_t now_ = 0, used_ = 0;
   bool started_[2] = {false, false};
+  std::vector<kernels::cuda::KvPiece> pieces_;  // of the half at work
   std::vector<Landed> pending_[2];
 };
 
@@ -120,8 +134,9 @@ class CudaLayerSums final : public LayerSums {
     const kernels::cuda::KvMove* blocks;
     size_t count;
   };
-  // The end of a prompt waits for the last layer's sums; those before it must not be in the way of the model.
-  static constexpr int kSmsOfLast = 132, kSmsBehind = 32;
+  // A thread block reads so much and ends, some 2 us later: it fits into the gaps between the model's kernels, and
+  // holds up the next of them no longer than that.
+  static constexpr size_t kBytesPerBlock = 128 << 10;
 
   absl::Status Launch(Part* part, size_t offset, size_t bytes, bool tell) {
     kernels::cuda::KvGatherParams p;
@@ -131,7 +146,7 @@ class CudaLayerSums final : public LayerSums {
     p.block_bytes = view_.layout.BlockBytes();
     p.offset = offset;
     p.bytes = bytes;
-    p.sms = bytes == 0 ? 1 : tell ? kSmsOfLast : kSmsBehind;
+    p.sms = static_cast<int>((part->count * bytes + kBytesPerBlock) / kBytesPerBlock);
     part->lane->Attach(view_.layout, /*sums=*/true, &p);
     if (!tell) Lane::KeepSums(&p);
     kernels::cuda::LaunchContext context;
@@ -180,8 +195,8 @@ absl::StatusOr<std::unique_ptr<CudaMemory>> CudaMemory::Make(int device, const e
   memory->facts_.kind = MemoryKind::kCuda;
   memory->facts_.allocation_bytes = memory->mapping_.bytes();
   AS_ASSIGN_OR_RETURN(memory->facts_.device_uuid, DeviceUuid(device));
-  AS_RETURN_IF_ERROR(memory->pull_lanes_.Warm(2));
-  AS_RETURN_IF_ERROR(memory->seal_lanes_.Warm(2));
+  AS_RETURN_IF_ERROR(memory->pull_lanes_.Warm(4, /*staging=*/false));
+  AS_RETURN_IF_ERROR(memory->seal_lanes_.Warm(1, /*staging=*/false));
   return memory;
 }
 
@@ -201,10 +216,11 @@ absl::Status CudaMemory::CopyIn(std::span<const PieceIn> pieces) {
   return staging.Finish();
 }
 
-absl::StatusOr<std::unique_ptr<LayerSums>> CudaMemory::BeginSums(std::span<const DigestItem> items) {
+absl::StatusOr<std::unique_ptr<LayerSums>> CudaMemory::BeginSums(std::span<const DigestItem> items,
+                                                                 SumPriority priority) {
   std::unique_ptr<CudaLayerSums> sums(new CudaLayerSums(view_));
   for (size_t first = 0; first < items.size(); first += Lane::kMostBlocks) {
-    AS_ASSIGN_OR_RETURN(Lanes::Lease lane, seal_lanes_.Take());
+    AS_ASSIGN_OR_RETURN(Lanes::Lease lane, (priority == SumPriority::kStep ? seal_lanes_ : pull_lanes_).Take());
     std::vector<kernels::cuda::KvMove> moves;
     for (const DigestItem& i : items.subspan(first, std::min(Lane::kMostBlocks, items.size() - first))) {
       moves.push_back({i.block, i.block, i.tokens});

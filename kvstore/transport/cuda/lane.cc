@@ -1,5 +1,6 @@
 #include "kvstore/transport/cuda/lane.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -9,6 +10,7 @@
 namespace agentserve::kvstore::cuda {
 
 using kernels::cuda::KvMove;
+using kernels::cuda::KvPiece;
 
 namespace {
 
@@ -53,7 +55,6 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::Make(int device, bool high_priority)
   for (cudaEvent_t& e : lane->events_) {
     AS_RETURN_IF_ERROR(Check(cudaEventCreateWithFlags(&e, cudaEventDisableTiming), "event"));
   }
-  AS_ASSIGN_OR_RETURN(lane->staging_, PinnedBuffer::Make(2 * kHalfBytes));
   AS_ASSIGN_OR_RETURN(lane->list_, PinnedBuffer::Make(kMostBlocks * sizeof(KvMove)));
   AS_ASSIGN_OR_RETURN(lane->results_, PinnedBuffer::Make(kResultsAt + kMostBlocks * sizeof(uint64_t)));
   std::memset(lane->results_.data(), 0, kResultsAt);
@@ -63,6 +64,39 @@ absl::StatusOr<std::unique_ptr<Lane>> Lane::Make(int device, bool high_priority)
   AS_RETURN_IF_ERROR(Check(cudaMemsetAsync(scratch, 0, kListAt, lane->stream_), "memory for block numbers"));
   AS_RETURN_IF_ERROR(lane->Synchronize());
   return lane;
+}
+
+absl::StatusOr<std::byte*> Lane::Half(size_t i) {
+  if (staging_.data() == nullptr) {
+    AS_ASSIGN_OR_RETURN(staging_, PinnedBuffer::Make(2 * (kHalfBytes + kMostPieces * sizeof(KvPiece))));
+  }
+  return staging_.data() + i * kHalfBytes;
+}
+
+// Long pieces are the copy engines' work, which takes nothing from the model. A command costs some microseconds,
+// though, so that short ones go together in a kernel.
+absl::Status Lane::CopyPieces(size_t i, std::span<const KvPiece> pieces) {
+  constexpr size_t kLong = 256 << 10;
+  size_t bytes = 0;
+  bool aligned = true;
+  for (const KvPiece& p : pieces) {
+    bytes += p.bytes;
+    aligned = aligned && (reinterpret_cast<uintptr_t>(p.to) | reinterpret_cast<uintptr_t>(p.from) | p.bytes) % 16 == 0;
+  }
+  if (!aligned || bytes >= kLong * pieces.size()) {
+    for (const KvPiece& p : pieces) {
+      AS_RETURN_IF_ERROR(Check(cudaMemcpyAsync(p.to, p.from, p.bytes, cudaMemcpyDefault, stream_), "staged KV copy"));
+    }
+    return absl::OkStatus();
+  }
+  kernels::cuda::KvCopyPiecesParams p;
+  auto* const list = reinterpret_cast<KvPiece*>(staging_.data() + 2 * kHalfBytes) + i * kMostPieces;
+  std::copy(pieces.begin(), pieces.end(), list);
+  p.pieces = list;
+  p.count = static_cast<int>(pieces.size());
+  kernels::cuda::LaunchContext context;
+  context.stream = stream_;
+  return kernels::cuda::KvCopyPieces(p, context);
 }
 
 absl::StatusOr<const KvMove*> Lane::Upload(std::span<const KvMove> blocks) {
@@ -127,10 +161,11 @@ absl::StatusOr<Lanes::Lease> Lanes::Take() {
   return Lease(this, std::move(lane));
 }
 
-absl::Status Lanes::Warm(size_t count) {
+absl::Status Lanes::Warm(size_t count, bool staging) {
   std::vector<Lease> taken;
   while (taken.size() < count) {
     AS_ASSIGN_OR_RETURN(Lease lane, Take());
+    if (staging) AS_RETURN_IF_ERROR(lane->Half(0).status());
     taken.push_back(std::move(lane));
   }
   return absl::OkStatus();

@@ -53,8 +53,13 @@ class Lane {
 
   cudaStream_t stream() const { return stream_; }
   int device() const { return device_; }
-  std::byte* half(size_t i) const { return staging_.data() + i * kHalfBytes; }
+  // Pinned memory to stage in, made when it is first asked for.
+  absl::StatusOr<std::byte*> Half(size_t i);
   cudaEvent_t event(size_t i) const { return events_[i]; }
+  // Most pieces of one half: those of the smallest blocks, 4 KiB a layer.
+  static constexpr size_t kMostPieces = kHalfBytes / 4096;
+  // Starts copies between half `i` and device memory. The list is free again when they are complete.
+  absl::Status CopyPieces(size_t i, std::span<const kernels::cuda::KvPiece> pieces);
 
   // The list on the device; kernels read it often, and host memory over a link is too slow for that. At most
   // kMostBlocks. Valid for this stream until the next call, before which all kernels that read it have ended. The same
@@ -109,8 +114,9 @@ class Lanes {
     std::unique_ptr<Lane> lane_;
   };
   absl::StatusOr<Lease> Take();
-  // Makes lanes until `count` are free: pinning memory stops the device, which is better done before the first step.
-  absl::Status Warm(size_t count);
+  // Makes lanes until `count` are free, with memory to stage in if asked for: pinning memory stops the device, which is
+  // better done before the first step.
+  absl::Status Warm(size_t count, bool staging);
 
  private:
   void Return(std::unique_ptr<Lane> lane);

@@ -138,34 +138,29 @@ class StagedMemory final : public ImportedMemory {
     AS_ASSIGN_OR_RETURN(const Lanes::Lease owner, owner_lanes_.Take());
     AS_ASSIGN_OR_RETURN(const Lanes::Lease local, local_->pull_lanes().Take());
     const size_t block_bytes = layout().BlockBytes();
+    std::vector<kernels::cuda::KvPiece> in, out;
     size_t half = 0;
-    for (size_t i = 0, done = 0; i < blocks.size();) {
+    for (size_t i = 0, done = 0; i < blocks.size(); half ^= 1) {
       // The peer's memory is mapped for the owner's device alone, so the copy must be one of that device's context.
       AS_RETURN_IF_ERROR(Check(cudaSetDevice(owner->device()), "select the owner's GPU"));
       // The half may be in use by copies to our device that have not ended.
-      AS_RETURN_IF_ERROR(Check(cudaStreamWaitEvent(owner->stream(), local->event(half), 0), "staged KV copy"));
-      const size_t first = i, first_done = done;
-      size_t used = 0;
-      while (i < blocks.size() && used < Lane::kHalfBytes) {
-        const size_t n = std::min(bytes - done, Lane::kHalfBytes - used);
-        const std::byte* src = source() + blocks[i].from * block_bytes + offset + done;
-        AS_RETURN_IF_ERROR(Check(
-            cudaMemcpyAsync(owner->half(half) + used, src, n, cudaMemcpyDeviceToHost, owner->stream()), "staged read"));
+      AS_RETURN_IF_ERROR(Check(cudaEventSynchronize(local->event(half)), "staged KV copy"));
+      AS_ASSIGN_OR_RETURN(std::byte* const staged, owner->Half(half));
+      in.clear();
+      out.clear();
+      for (size_t used = 0; i < blocks.size() && used < Lane::kHalfBytes && in.size() < Lane::kMostPieces;) {
+        const size_t n = std::min(bytes - done, Lane::kHalfBytes - used), at = offset + done;
+        in.push_back({staged + used, source() + blocks[i].from * block_bytes + at, static_cast<uint32_t>(n)});
+        out.push_back({dst + blocks[i].to * block_bytes + at, staged + used, static_cast<uint32_t>(n)});
         Advance(n, bytes, &used, &i, &done);
       }
+      AS_RETURN_IF_ERROR(owner->CopyPieces(half, in));
       AS_RETURN_IF_ERROR(Check(cudaEventRecord(owner->event(half), owner->stream()), "staged KV copy"));
       AS_RETURN_IF_ERROR(Check(cudaSetDevice(local->device()), "select our GPU"));
       AS_RETURN_IF_ERROR(Check(cudaStreamWaitEvent(local->stream(), owner->event(half), 0), "staged KV copy"));
-      used = 0;
-      for (size_t j = first, at = first_done; j < i || (j == i && at < done);) {
-        const size_t n = std::min(j == i ? done - at : bytes - at, Lane::kHalfBytes - used);
-        AS_RETURN_IF_ERROR(Check(cudaMemcpyAsync(dst + blocks[j].to * block_bytes + offset + at,
-                                                 owner->half(half) + used, n, cudaMemcpyHostToDevice, local->stream()),
-                                 "staged write"));
-        Advance(n, bytes, &used, &j, &at);
-      }
+      AS_RETURN_IF_ERROR(local->Half(half).status());
+      AS_RETURN_IF_ERROR(local->CopyPieces(half, out));
       AS_RETURN_IF_ERROR(Check(cudaEventRecord(local->event(half), local->stream()), "staged KV copy"));
-      half ^= 1;
     }
     return local->Synchronize();
   }
