@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
-#include <xxhash.h>
 
 #include "kvstore/transport/digest.h"
 #include "kvstore/transport/handshake.h"

@@ -119,6 +119,11 @@ class StagedMemory final : public ImportedMemory {
       : ImportedMemory(local, std::move(mapping), num_blocks),
         problem_(std::move(problem)),
         owner_lanes_(owner_device, /*high_priority=*/false) {}
+  // Pinning takes milliseconds, which no pull should wait for.
+  absl::Status WarmUp() {
+    AS_RETURN_IF_ERROR(owner_lanes_.Warm(1, /*staging=*/true));
+    return local_->pull_lanes().Warm(1, /*staging=*/true);
+  }
   std::string_view path() const override { return "staged"; }
   std::string problem() const override { return problem_; }
 
@@ -203,7 +208,9 @@ absl::StatusOr<std::unique_ptr<PeerMemory>> ImportPeer(CudaMemory* local, base::
         reaches == 0
             ? base::StrCat("cuda:", local->device(), " cannot reach the memory of cuda:", *owner, " (no peer access)")
             : "asked for by --kv-transport staged";
-    return std::make_unique<StagedMemory>(local, *std::move(mapping), options.num_blocks, *owner, problem);
+    auto memory = std::make_unique<StagedMemory>(local, *std::move(mapping), options.num_blocks, *owner, problem);
+    AS_RETURN_IF_ERROR(memory->WarmUp());
+    return memory;
   }
   return std::make_unique<MappedMemory>(local, *std::move(mapping), options.num_blocks);
 }
