@@ -304,8 +304,7 @@ class RunLoop {
   InFlight Begin(const engine::PlannedStep& step) {
     InFlight begun{&step, Now(), absl::OkStatus(), nullptr};
     if (observer() != nullptr && !step.seals.empty()) {
-      begun.digests =
-          std::make_shared<kvstore::SealDigests>(&options_.pool->memory(), step.seals, kvstore::SumPriority::kBehind);
+      begun.digests = std::make_shared<kvstore::SealDigests>(&options_.pool->memory(), step.seals);
       const std::lock_guard lock(digests_mu_);
       digests_[step.number] = begun.digests;
     }

@@ -38,21 +38,23 @@ __device__ __forceinline__ uint64_t MixUnit(const uint4 (&data)[kVectors], uint3
   return sum;
 }
 
-// The last block of the grid to come here moves the sums out, zeroes what the next launch needs zeroed, and tells.
+// The last block of the grid to come here moves the sums out, zeroes what the next launch needs zeroed, and tells. One
+// thread fences for its block: what the others wrote before the barrier is covered by its fence.
 __device__ __forceinline__ void Arrive(const KvGatherParams& p) {
   __shared__ bool last;
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(p.done.arrived, 1u) == gridDim.x - 1;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(p.done.arrived, 1u) == gridDim.x - 1;
+    __threadfence();
+  }
   __syncthreads();
   if (!last) return;
-  __threadfence();
   if (p.sums.out != nullptr) {
     for (int n = threadIdx.x; n < p.count; n += kThreads) {
       p.sums.out[n] = atomicExch(reinterpret_cast<unsigned long long*>(p.sums.sums + n), 0ull);
     }
   }
-  __threadfence_system();
   __syncthreads();
   if (threadIdx.x != 0) return;
   *p.done.arrived = 0;

@@ -54,10 +54,6 @@ struct PulledBlock {
   uint32_t tokens = 0;
 };
 
-// Who waits for digests: a step, which then comes before the device's other work, or nobody yet, so that they only take
-// what that work leaves.
-enum class SumPriority { kBehind, kStep };
-
 // Digest sums (digest.h) of some blocks, taken layer by layer while they are written. One thread at a time. Must not
 // outlive its memory.
 class LayerSums {
@@ -108,9 +104,8 @@ class BlockMemory {
   virtual absl::Status CopyOut(std::span<const PieceOut> pieces) = 0;
   virtual absl::Status CopyIn(std::span<const PieceIn> pieces) = 0;
   // Begins to digest blocks that are being written.
-  virtual absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items,
-                                                               SumPriority priority) = 0;
-  // Behind: sums of layers [first, first + count) of blocks whose bytes are complete there. `sums` has a place for each
+  virtual absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items) = 0;
+  // Sums of layers [first, first + count) of blocks whose bytes are complete there. `sums` has a place for each
   // item.
   absl::Status Sums(std::span<const DigestItem> items, uint32_t first, uint32_t count, std::span<uint64_t> sums);
   // Makes ready for so many copies at once: doing it later would stop the device for a moment.

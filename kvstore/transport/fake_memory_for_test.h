@@ -57,7 +57,7 @@ class FakeMemory final : public BlockMemory {
     for (const PieceIn& p : pieces) std::memcpy(Real(p.block) + p.offset, p.host, p.bytes);
     return Health();
   }
-  absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items, SumPriority) override {
+  absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items) override {
     ++digest_calls_;
     if (device_->broken) return Health();
     return std::make_unique<HostLayerSums>(view_.layout, items, [this](uint32_t block) { return Real(block); });

@@ -11,7 +11,7 @@ namespace agentserve::kvstore {
 absl::Status BlockMemory::Sums(std::span<const DigestItem> items, uint32_t first, uint32_t count,
                                std::span<uint64_t> sums) {
   if (items.empty()) return absl::OkStatus();
-  AS_ASSIGN_OR_RETURN(const std::unique_ptr<LayerSums> layers, BeginSums(items, SumPriority::kBehind));
+  AS_ASSIGN_OR_RETURN(const std::unique_ptr<LayerSums> layers, BeginSums(items));
   AS_RETURN_IF_ERROR(layers->Add(first, count));
   return layers->Take(sums);
 }
@@ -39,7 +39,7 @@ absl::Status HostMemory::CopyIn(std::span<const PieceIn> pieces) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<LayerSums>> HostMemory::BeginSums(std::span<const DigestItem> items, SumPriority) {
+absl::StatusOr<std::unique_ptr<LayerSums>> HostMemory::BeginSums(std::span<const DigestItem> items) {
   return std::make_unique<HostLayerSums>(view_.layout, items, [v = view_](uint32_t block) { return v.Block(block); });
 }
 

@@ -34,8 +34,7 @@ class HostMemory final : public BlockMemory {
   std::string name() const override { return "host"; }
   absl::Status CopyOut(std::span<const PieceOut> pieces) override;
   absl::Status CopyIn(std::span<const PieceIn> pieces) override;
-  absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items,
-                                                       SumPriority priority) override;
+  absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items) override;
   absl::StatusOr<base::UniqueFd> Export() override;
   absl::StatusOr<std::unique_ptr<PeerMemory>> Import(base::UniqueFd fd, const MemoryFacts& facts,
                                                      const ImportOptions& options) override;

@@ -188,11 +188,11 @@ uint64_t KvPool::Digest(engine::BlockId block, uint32_t tokens) const {
 }
 
 absl::StatusOr<std::vector<uint64_t>> KvPool::Digests(std::span<const engine::SealRequest> seals) const {
-  return SealDigests(memory_.get(), seals, SumPriority::kStep).Finish();
+  return SealDigests(memory_.get(), seals).Finish();
 }
 
-SealDigests::SealDigests(BlockMemory* memory, std::span<const engine::SealRequest> seals, SumPriority priority)
-    : num_layers_(memory->view().layout.num_layers), layer_bytes_(seals.size() * memory->view().layout.LayerBytes()) {
+SealDigests::SealDigests(BlockMemory* memory, std::span<const engine::SealRequest> seals)
+    : num_layers_(memory->view().layout.num_layers) {
   if (seals.empty()) return;
   std::vector<DigestItem> items;
   items.reserve(seals.size());
@@ -200,16 +200,13 @@ SealDigests::SealDigests(BlockMemory* memory, std::span<const engine::SealReques
     items.push_back({s.block.value, s.tokens});
     tokens_.push_back(s.tokens);
   }
-  absl::StatusOr<std::unique_ptr<LayerSums>> sums = memory->BeginSums(items, priority);
+  absl::StatusOr<std::unique_ptr<LayerSums>> sums = memory->BeginSums(items);
   status_ = sums.status();
   if (sums.ok()) sums_ = *std::move(sums);
 }
 
 void SealDigests::LayerWritten(uint32_t layer) {
-  // Fewer and larger pieces cost a device less; the last layer alone is left for the end.
-  constexpr size_t kWorthwhile = 32 << 20;
   if (sums_ == nullptr || !status_.ok() || layer < layers_) return;
-  if (layer + 2 < num_layers_ && (layer + 1 - layers_) * layer_bytes_ < kWorthwhile) return;
   status_ = sums_->Add(layers_, layer + 1 - layers_);
   layers_ = layer + 1;
 }

@@ -47,7 +47,7 @@ struct ProgressRef {
 // One thread at a time; must not outlive the memory. A device's failure shows at Finish.
 class SealDigests {
  public:
-  SealDigests(BlockMemory* memory, std::span<const engine::SealRequest> seals, SumPriority priority);
+  SealDigests(BlockMemory* memory, std::span<const engine::SealRequest> seals);
   // Layers up to this one are written in all the blocks. Rising; layers may be left out.
   void LayerWritten(uint32_t layer);
   // All layers are written, and nobody writes to those rows. One digest for each seal, in their order. INTERNAL: the
@@ -56,7 +56,6 @@ class SealDigests {
 
  private:
   const uint32_t num_layers_;
-  const size_t layer_bytes_;  // of all the blocks
   std::vector<uint32_t> tokens_;
   std::unique_ptr<LayerSums> sums_;  // null: there is nothing to digest, or the device failed
   uint32_t layers_ = 0;              // added

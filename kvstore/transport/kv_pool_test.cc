@@ -131,13 +131,13 @@ TEST(SealDigestsTest, EqualTheDigestsOfTheWholeBlocks) {
     expected.push_back(pool->Digest(BlockId(b), 3 * b + 2));
   }
   for (const std::vector<uint32_t>& told : std::vector<std::vector<uint32_t>>{{0, 1, 2, 3}, {1, 2}, {3}, {0}, {}}) {
-    SealDigests digests(&pool->memory(), seals, SumPriority::kBehind);
+    SealDigests digests(&pool->memory(), seals);
     for (uint32_t layer : told) digests.LayerWritten(layer);
     const auto got = digests.Finish();
     ASSERT_TRUE(got.ok());
     EXPECT_EQ(*got, expected) << told.size() << " layers told";
   }
-  EXPECT_TRUE(SealDigests(&pool->memory(), {}, SumPriority::kStep).Finish()->empty());
+  EXPECT_TRUE(SealDigests(&pool->memory(), {}).Finish()->empty());
 }
 
 TEST(DigestTest, EveryBitOfValidRowsCountsAndNoOther) {

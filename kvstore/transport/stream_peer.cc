@@ -192,7 +192,7 @@ class StreamPeer final : public PeerPool {
   // One connection moves 1 to 2 GB/s, as its bytes pass through one thread at each end; several share the cores.
   static constexpr size_t kMostLinks = 8;
   // Less is not worth a call.
-  static constexpr size_t kPartBytes = 1 << 20;
+  static constexpr size_t kPartBytes = 256 << 10;
   struct Link {
     std::shared_ptr<grpc::Channel> channel;
     std::unique_ptr<Stub> stub;

@@ -134,9 +134,9 @@ class CudaLayerSums final : public LayerSums {
     const kernels::cuda::KvMove* blocks;
     size_t count;
   };
-  // A thread block reads so much and ends, some 2 us later: it fits into the gaps between the model's kernels, and
-  // holds up the next of them no longer than that.
-  static constexpr size_t kBytesPerBlock = 128 << 10;
+  // A layer is summed beside the model's kernels: on a few SMs, at once (kernels/kv_copy/README.md has what other ways
+  // cost). Somebody waits for several layers.
+  static constexpr int kSmsOfLayer = 32, kSmsOfMore = 132;
 
   absl::Status Launch(Part* part, size_t offset, size_t bytes, bool tell) {
     kernels::cuda::KvGatherParams p;
@@ -146,7 +146,7 @@ class CudaLayerSums final : public LayerSums {
     p.block_bytes = view_.layout.BlockBytes();
     p.offset = offset;
     p.bytes = bytes;
-    p.sms = static_cast<int>((part->count * bytes + kBytesPerBlock) / kBytesPerBlock);
+    p.sms = bytes == 0 ? 1 : bytes <= view_.layout.LayerBytes() ? kSmsOfLayer : kSmsOfMore;
     part->lane->Attach(view_.layout, /*sums=*/true, &p);
     if (!tell) Lane::KeepSums(&p);
     kernels::cuda::LaunchContext context;
@@ -195,8 +195,8 @@ absl::StatusOr<std::unique_ptr<CudaMemory>> CudaMemory::Make(int device, const e
   memory->facts_.kind = MemoryKind::kCuda;
   memory->facts_.allocation_bytes = memory->mapping_.bytes();
   AS_ASSIGN_OR_RETURN(memory->facts_.device_uuid, DeviceUuid(device));
-  AS_RETURN_IF_ERROR(memory->pull_lanes_.Warm(4, /*staging=*/false));
-  AS_RETURN_IF_ERROR(memory->seal_lanes_.Warm(1, /*staging=*/false));
+  AS_RETURN_IF_ERROR(memory->pull_lanes_.Warm(2, /*staging=*/false));
+  AS_RETURN_IF_ERROR(memory->seal_lanes_.Warm(2, /*staging=*/false));
   return memory;
 }
 
@@ -216,11 +216,10 @@ absl::Status CudaMemory::CopyIn(std::span<const PieceIn> pieces) {
   return staging.Finish();
 }
 
-absl::StatusOr<std::unique_ptr<LayerSums>> CudaMemory::BeginSums(std::span<const DigestItem> items,
-                                                                 SumPriority priority) {
+absl::StatusOr<std::unique_ptr<LayerSums>> CudaMemory::BeginSums(std::span<const DigestItem> items) {
   std::unique_ptr<CudaLayerSums> sums(new CudaLayerSums(view_));
   for (size_t first = 0; first < items.size(); first += Lane::kMostBlocks) {
-    AS_ASSIGN_OR_RETURN(Lanes::Lease lane, (priority == SumPriority::kStep ? seal_lanes_ : pull_lanes_).Take());
+    AS_ASSIGN_OR_RETURN(Lanes::Lease lane, seal_lanes_.Take());
     std::vector<kernels::cuda::KvMove> moves;
     for (const DigestItem& i : items.subspan(first, std::min(Lane::kMostBlocks, items.size() - first))) {
       moves.push_back({i.block, i.block, i.tokens});

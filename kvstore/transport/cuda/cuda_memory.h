@@ -23,8 +23,7 @@ class CudaMemory final : public BlockMemory {
   std::string name() const override;
   absl::Status CopyOut(std::span<const PieceOut> pieces) override;
   absl::Status CopyIn(std::span<const PieceIn> pieces) override;
-  absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items,
-                                                       SumPriority priority) override;
+  absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items) override;
   absl::Status WarmUp(size_t copies) override { return pull_lanes_.Warm(copies, /*staging=*/true); }
   absl::StatusOr<base::UniqueFd> Export() override;
   absl::StatusOr<std::unique_ptr<PeerMemory>> Import(base::UniqueFd fd, const MemoryFacts& facts,
@@ -41,7 +40,7 @@ class CudaMemory final : public BlockMemory {
   MemoryFacts facts_;
   Mapping mapping_;
   engine::KvPoolView view_;
-  // Bulk copies and early digests give way to the model's kernels; digests that a step waits for do not.
+  // Bulk copies give way to the model's kernels; digests, which are short and which a step waits for, do not.
   Lanes pull_lanes_, seal_lanes_;
 };
 

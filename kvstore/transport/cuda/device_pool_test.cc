@@ -75,7 +75,7 @@ TEST(DeviceMemory, SumsEqualTheHosts) {
     ASSERT_TRUE(memory->Sums(items, 1, 2, got).ok());
     expect(got, {1, 2});
     // Two at a time, layer by layer, given up in the middle, and taken twice.
-    auto a = memory->BeginSums(items, SumPriority::kStep), given_up = memory->BeginSums(items, SumPriority::kBehind);
+    auto a = memory->BeginSums(items), given_up = memory->BeginSums(items);
     ASSERT_TRUE(a.ok() && given_up.ok());
     for (uint32_t l = 0; l < layout.num_layers; ++l) {
       ASSERT_TRUE((*a)->Add(l, 1).ok());

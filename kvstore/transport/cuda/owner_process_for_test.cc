@@ -125,7 +125,7 @@ class Server {
   // As the loop of a prefill worker: the word of a layer, its digests; at the end the seals.
   void Chunk(const std::vector<engine::SealRequest>& seals, engine::PrefillProgress progress, uint32_t layer_us,
              uint64_t* next) {
-    SealDigests digests(&pool_->memory(), seals, SumPriority::kBehind);
+    SealDigests digests(&pool_->memory(), seals);
     for (progress.layers = 1; progress.layers <= pool_->layout().num_layers; ++progress.layers) {
       *next += uint64_t{layer_us} * 1000;
       while (NowNs() < *next) {  // sleeping is not exact enough
