@@ -144,6 +144,7 @@ void BlockPool::Drop(BlockId id) {
       block.state = State::kCached;
       block.clock = clock_;
       block.tick = ++tick_;
+      block.offered = false;
       ++cached_;
       Refile(id);
       return;

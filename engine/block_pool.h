@@ -130,6 +130,9 @@ class BlockPool {
   uint32_t MakeFinal(std::span<const base::Hash128> chain);
   // Whether host memory has a copy of the block of that name; ignored if it is not here.
   void SetClean(const base::Hash128& hash, bool clean);
+  // Its copy to host memory was tried (and made, or is not worth it); false again after its next use.
+  bool offered(BlockId b) const { return Get(b).offered; }
+  void SetOffered(BlockId b) { Get(b).offered = true; }
   // The block of that name.
   std::optional<BlockId> Find(const base::Hash128& hash) const;
   // The next `most` leaves that would be evicted by value, in order.
@@ -181,7 +184,8 @@ class BlockPool {
     bool final = false;
     bool shared = false;  // several prompts continued it differently
     bool clean = false;   // host memory has a copy
-    bool leaf = false;    // in leaves_, under `key`
+    bool offered = false;
+    bool leaf = false;  // in leaves_, under `key`
     Epoch epoch;
     uint32_t holds = 0;
     uint32_t tokens = 0;
