@@ -237,7 +237,7 @@ void RouterCore::FinishAndMaybePark(Sequence* s, TimeNs now) {
   const Request& r = RequestOf(*s);
   if (s->index == 0 && s->finish == FinishReason::kStop && !r.program.empty() && !r.sub.agent.final &&
       s->decode.value != 0) {
-    Command& c = Send(s->decode, CommandKind::kPark, *s);
+    Command& c = Send(s->decode, CommandKind::kRetain, *s);
     c.ttl_ms = std::min(r.sub.agent.kv_retain_ms.value_or(config_.park_default_ms), config_.park_most_ms);
   }
   if (s->decode.value != 0) RecordOutput(s, s->decode);

@@ -197,6 +197,7 @@ void RouterCore::OnFinished(WorkerId id, SeqId seq, uint32_t attempt, const Sequ
     t.prefill_wait_ms = totals.prefill_wait_ms;
     t.prefill_ms = totals.prefill_ms;
     t.cached_tokens = totals.cached_tokens;
+    t.host_cached_tokens = totals.host_tokens;
   }
   FinishAndMaybePark(s, now);
   Pump(now);
