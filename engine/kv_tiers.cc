@@ -41,7 +41,11 @@ void KvTiers::Retain(std::span<const base::Hash128> chain, const Keep& keep, bas
   host_.SetWorth(chain, keep.worth);
   const base::TimeNs ttl = std::clamp<base::TimeNs>(keep.ttl, 0, options_.max_ttl);
   if (keep.where == KeepWhere::kDevice) {
-    if (ttl > 0) pool_->PinPrefix(chain, now + ttl);
+    if (ttl > 0) {
+      pool_->PinPrefix(chain, now + ttl);
+    } else {
+      pool_->UnpinTail(chain);
+    }
     return;
   }
   pool_->UnpinTail(chain);

@@ -132,8 +132,15 @@ void Core::On(const Preempt& e, base::TimeNs) {
   if (Find(e.seq) != nullptr) planner_.Preempt(e.seq);
 }
 
-void Core::On(const Cancel& e, base::TimeNs) {
-  if (Find(e.seq) != nullptr) Close(e.seq);
+void Core::On(const Cancel& e, base::TimeNs now) {
+  const Entry* entry = Find(e.seq);
+  if (entry == nullptr) return;
+  // The router may have found a stop string in it, so it can be retained like one that ended by itself.
+  FinishedChain chain = planner_.Find(e.seq)->chain;
+  const std::optional<engine::KvTiers::Keep> keep = entry->keep;
+  Close(e.seq);
+  if (keep) tiers_.Retain(chain, *keep, now);
+  Remember(e.seq, std::move(chain));
 }
 
 void Core::On(const Retain& e, base::TimeNs now) {

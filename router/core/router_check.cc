@@ -9,6 +9,7 @@ namespace agentserve::router {
 void RouterCore::CheckInvariants() const {
   workers_.CheckInvariants();
   programs_.CheckInvariants();
+  retention_.CheckInvariants();
   prefixes_.CheckInvariants();
   AS_CHECK_EQ(stats_.accepted, stats_.finished() + requests_.size());
   AS_CHECK_EQ(timers_.size(), requests_.size());

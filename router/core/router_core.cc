@@ -15,6 +15,15 @@ Policy PolicyOrDie(const std::string& name) {
   return *p;
 }
 
+RetentionOptions RetentionOptionsOf(const CoreConfig& config) {
+  RetentionOptions o;
+  o.most = config.max_programs;
+  o.default_ttl_ms = config.park_default_ms;
+  o.most_ttl_ms = config.park_most_ms;
+  o.tenant_share = config.tenant_pin_share;
+  return o;
+}
+
 // Waiting room is full: one slot frees about every few hundred milliseconds on the slowest sensible cluster.
 constexpr TimeNs kRetryFull = 1 * base::kNsPerSecond;
 
@@ -55,6 +64,7 @@ RouterCore::RouterCore(CoreConfig config, TimeNs now)
       programs_(config_.max_programs),
       prefixes_(config_.max_prefix_blocks),
       decisions_(config_.max_decisions),
+      retention_(RetentionOptionsOf(config_)),
       no_decode_since_(now) {}
 
 std::optional<DecisionRecord> RouterCore::FindDecision(std::string_view request_id) const {
@@ -148,6 +158,7 @@ SubmitResult RouterCore::Submit(Submission sub, TimeNs now) {
   stats_.prompt_tokens += r.sub.prompt->size();
   const int64_t arrival = next_arrival_;
   JoinProgram(&r, now);
+  CallCame(r, now);
   for (uint32_t i = 0; i < r.sub.n; ++i) {
     const SeqId id(next_seq_++);
     r.seqs.push_back(id);
@@ -164,6 +175,7 @@ SubmitResult RouterCore::Submit(Submission sub, TimeNs now) {
   // A prompt without a full block has nothing to share.
   if (r.sub.chain.empty()) ReleaseHeld(&r, now);
   Pump(now);
+  if (!r.dispatched) retention_.OnQueued(r.program, RetentionNow(now));
   result.key = key;
   return result;
 }
@@ -240,12 +252,7 @@ FinishReason RouterCore::FinishOnToken(const Request& r, const Sequence& s, Toke
 
 // The worker has ended the sequence by itself: keep a program's blocks for its next turn.
 void RouterCore::FinishAndMaybePark(Sequence* s, TimeNs now) {
-  const Request& r = RequestOf(*s);
-  if (s->index == 0 && s->finish == FinishReason::kStop && !r.program.empty() && !r.sub.agent.final &&
-      s->decode.value != 0) {
-    Command& c = Send(s->decode, CommandKind::kRetain, *s);
-    c.ttl_ms = std::min(r.sub.agent.kv_retain_ms.value_or(config_.park_default_ms), config_.park_most_ms);
-  }
+  ParkKv(*s, now);
   if (s->decode.value != 0) RecordOutput(s, s->decode);
   ReleasePrefill(s, CommandKind::kReleaseKv);
   ReleaseWorkers(s, /*tell_decode=*/false);
@@ -287,6 +294,7 @@ void RouterCore::StopSequence(RequestKey key, uint32_t index, uint32_t completio
   s->generated.resize(s->generated.size() - extra);
   it->second.completion_tokens -= static_cast<uint32_t>(extra);
   const bool worker_is_done = s->phase == SeqPhase::kFinishing;
+  ParkKv(*s, now);
   ReleasePrefill(s, CommandKind::kCancel);
   ReleaseWorkers(s, /*tell_decode=*/!worker_is_done);
   EndSequence(s, FinishReason::kStop, now);
@@ -344,13 +352,17 @@ void RouterCore::ReportTool(std::string_view tenant, std::string_view program, s
   } else if (p->phase == Program::Phase::kTool) {
     p->phase = Program::Phase::kIdle;
   }
+  if (start) retention_.OnToolStart(p->key, p->tool_name, RetentionNow(now));
+  if (!start) retention_.OnToolEnd(p->key, RetentionNow(now));
 }
 
 void RouterCore::EndProgram(std::string_view tenant, std::string_view program) {
+  retention_.OnProgramEnd(ProgramTable::Key(tenant, program), RetentionNow(0));
   programs_.Erase(ProgramTable::Key(tenant, program));
 }
 
 void RouterCore::TakeEffects(Effects* out) {
+  SendRetention();
   auto move_all = [](auto& from, auto& to) {
     if (to.empty()) {
       to.swap(from);

@@ -32,6 +32,7 @@
 #include "router/core/policy.h"
 #include "router/core/prefix_memory.h"
 #include "router/core/program_table.h"
+#include "router/core/retention.h"
 #include "router/core/sequence.h"
 #include "router/core/tool_stats.h"
 #include "router/core/types.h"
@@ -108,6 +109,7 @@ class RouterCore {
   std::optional<DecisionRecord> FindDecision(std::string_view request_id) const;
   const DecisionLog& decisions() const { return decisions_; }
   const DecisionStats& decision_stats() const { return decision_stats_; }
+  const Retention& retention() const { return retention_; }
   uint32_t queued_sequences() const { return static_cast<uint32_t>(queue_.size()); }
   uint32_t queued_requests() const { return queued_requests_; }
   uint64_t queued_tokens() const { return queued_tokens_; }
@@ -148,6 +150,12 @@ class RouterCore {
   Command& Send(WorkerId w, CommandKind kind, const Sequence& s);
   uint64_t BudgetMs(const Request& r, TimeNs now) const;
 
+  // router_retention.cc: where programs' KV stays between their calls
+  RetentionView RetentionNow(TimeNs now) const;
+  void ParkKv(const Sequence& s, TimeNs now);
+  void CallCame(const Request& r, TimeNs now);
+  void SendRetention();
+
   // router_events.cc: workers
   Sequence* FindForDecode(WorkerId w, SeqId seq, uint32_t attempt);
   Sequence* FindForPrefill(WorkerId w, SeqId seq, uint32_t attempt);
@@ -178,6 +186,7 @@ class RouterCore {
   ToolStats tool_stats_;
   DecisionLog decisions_;
   DecisionStats decision_stats_;
+  Retention retention_;
 
   uint64_t next_request_ = 1, next_seq_ = 1;
   int64_t next_arrival_ = 1;

@@ -67,6 +67,7 @@ void RouterCore::Pump(TimeNs now) {
   }
   while (!queue_.empty() && DispatchHead(now)) {
   }
+  if (!queue_.empty()) retention_.OnPressure(RetentionNow(now));
   pump_wanted_ = false;
 }
 

@@ -263,6 +263,7 @@ void RouterCore::FailOnPrefill(Sequence* s, const WorkerFailure& failure, TimeNs
 void RouterCore::Tick(TimeNs now) {
   TickWorkers(now);
   TickRequests(now);
+  retention_.Tick(RetentionNow(now));
   if (policy_.rekey_every > 0 && now >= next_rekey_) pump_wanted_ = true;
   Pump(now);
 }
@@ -322,6 +323,7 @@ TimeNs RouterCore::NextWake() const {
     if (w.linked && !w.sequences.empty()) next = std::min(next, w.last_message + config_.stall_timeout);
   }
   if (!timers_.empty()) next = std::min(next, timers_.begin()->first);
+  next = std::min(next, retention_.NextWake());
   if (!finishing_.empty()) next = std::min(next, finishing_.begin()->first);
   if (no_decode_since_ >= 0 && !queue_.empty()) next = std::min(next, no_decode_since_ + config_.no_worker_grace);
   if (policy_.rekey_every > 0 && !queue_.empty()) next = std::min(next, next_rekey_);

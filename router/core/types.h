@@ -45,6 +45,7 @@ struct WorkerInfo {
   uint64_t layout_fingerprint = 0;
   uint32_t block_tokens = 16;
   uint32_t num_blocks = 0;
+  uint64_t block_bytes = 0;  // of one KV block; 0 = not said
   uint32_t context_length = 0;
   uint32_t max_batch = 1;
   bool draining = false;

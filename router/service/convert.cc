@@ -123,6 +123,12 @@ void FillCommand(const Command& c, const common::v1::KvEndpoint* peer, decode::v
   }
 }
 
+// Keys and values of all layers (docs/kv_block_format.md).
+uint64_t BlockBytes(const common::v1::KvLayout& l) {
+  return uint64_t{2} * l.num_layers() * l.num_kv_heads() * l.head_dim() * l.block_tokens() *
+         (l.dtype() == "fp32" ? 4 : 2);
+}
+
 WorkerInfo ToWorkerInfo(const v1::RegisterRequest& req) {
   const auto& e = req.endpoint();
   WorkerInfo w;
@@ -135,6 +141,7 @@ WorkerInfo ToWorkerInfo(const v1::RegisterRequest& req) {
   w.layout_fingerprint = e.layout().fingerprint();
   w.block_tokens = e.layout().block_tokens();
   w.num_blocks = e.num_blocks();
+  w.block_bytes = BlockBytes(e.layout());
   w.context_length = req.context_length();
   w.max_batch = req.max_batch();
   w.draining = req.draining();
