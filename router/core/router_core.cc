@@ -44,6 +44,8 @@ const char* EndReasonName(EndReason r) {
       return "worker_failed";
     case EndReason::kSlowClient:
       return "slow_client";
+    case EndReason::kBadDependency:
+      return "bad_dependency";
   }
   return "unknown";
 }

@@ -64,6 +64,29 @@ struct WorkerLoad {
 
 enum class WorkerPhase : uint8_t { kConnecting, kBackoff, kReady, kDraining };
 
+// What named a program (common.v1.IdentitySource has the same values).
+enum class Identity : uint8_t {
+  kNone,
+  kOwn,
+  kDynamo,
+  kClaudeCode,
+  kCodex,
+  kOpenCode,
+  kRoutingKey,
+  kNvext,
+  kBody,
+  kMetadata,
+  kPreviousResponse,
+  kCacheKey,
+  kPrefix,
+  kNew,
+};
+inline constexpr int kNumIdentities = 14;
+const char* IdentityName(Identity i);
+
+// Whether the prompt holds an earlier answer of the model.
+enum class Turn : uint8_t { kUnknown, kFirst, kLater };
+
 // Hints of the caller (AgentContext); every one may be missing or wrong.
 struct AgentInfo {
   std::string tenant_id;
@@ -71,6 +94,10 @@ struct AgentInfo {
   std::string parent_program_id;
   std::string workflow_class;
   std::string tool_name;
+  std::string call_id;                  // name of this call inside its program
+  std::vector<std::string> depends_on;  // calls of this program, or programs, that must end first
+  Identity identity = Identity::kNone;
+  Turn turn = Turn::kUnknown;
   uint32_t step_index = 0;
   std::optional<uint32_t> steps_left_hint;
   std::optional<uint32_t> osl_hint;
@@ -219,8 +246,9 @@ enum class EndReason : uint8_t {
   kTooLong,
   kWorkerFailed,
   kSlowClient,
+  kBadDependency,  // depends_on names something unknown, or closes a circle
 };
-inline constexpr int kNumEndReasons = 11;
+inline constexpr int kNumEndReasons = 12;
 const char* EndReasonName(EndReason r);
 
 struct RequestDone {
