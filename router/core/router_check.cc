@@ -10,6 +10,7 @@ void RouterCore::CheckInvariants() const {
   workers_.CheckInvariants();
   programs_.CheckInvariants();
   prefixes_.CheckInvariants();
+  CheckIdentity();
   AS_CHECK_EQ(stats_.accepted, stats_.finished() + requests_.size());
   AS_CHECK_EQ(timers_.size(), requests_.size());
   AS_CHECK_LE(poison_order_.size(), config_.max_poisoned + 1u);
@@ -29,7 +30,7 @@ void RouterCore::CheckInvariants() const {
     }
     AS_CHECK_EQ(found, r.live);
     live += found;
-    if (r.dispatched) continue;
+    if (r.dispatched || r.waits) continue;
     ++waiting;
     calls += r.sub.n;
     bytes += r.sub.bytes;

@@ -103,7 +103,7 @@ void RouterCore::Dispatch(Sequence* s, const Placement& p, TimeNs now) {
   SetTimer(&r);
   if (!s->first_dispatch_done) {
     s->first_dispatch_done = true;
-    s->timeline.queue_ms = base::ToMs(now - r.sub.arrival);
+    s->timeline.queue_ms = base::ToMs(now - r.queued_since);
   }
   s->dispatched_at = now;
   s->attached = false;

@@ -135,6 +135,7 @@ struct Submission {
   AgentInfo agent;
   std::string cache_salt;
   std::string traceparent;
+  uint32_t clamped = 0;  // ClampedSet: hints that were cut
   // Whether the call offers tools, and how many: a feature for predictions.
   uint32_t tools_offered = 0;
   std::optional<OracleInfo> oracle;
@@ -142,6 +143,7 @@ struct Submission {
 
 // Where the time of a sequence went; see common.v1.Timeline.
 struct Timeline {
+  double dependency_ms = 0;  // waiting for depends_on, before the queue
   double queue_ms = 0, prefill_wait_ms = 0, prefill_ms = 0;
   uint64_t transfer_bytes = 0;
   std::string transfer_path;
