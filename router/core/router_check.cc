@@ -16,6 +16,7 @@ void RouterCore::CheckInvariants() const {
   predictor_.CheckInvariants();
   decisions_.CheckInvariants();
   AS_CHECK_LE(idle_programs_.size(), config_.max_programs);
+  CheckIdentity();
   AS_CHECK_EQ(stats_.accepted, stats_.finished() + requests_.size());
   AS_CHECK_EQ(timers_.size(), requests_.size());
   AS_CHECK_LE(poison_order_.size(), config_.max_poisoned + 1u);
@@ -35,7 +36,7 @@ void RouterCore::CheckInvariants() const {
     }
     AS_CHECK_EQ(found, r.live);
     live += found;
-    if (r.dispatched) continue;
+    if (r.dispatched || r.waits) continue;
     ++waiting;
     calls += r.sub.n;
     bytes += r.sub.bytes;

@@ -15,6 +15,13 @@ Policy PolicyOrDie(const std::string& name) {
   return *p;
 }
 
+// A quarter of the queue's bound may wait for other calls, so that graphs that never end cannot fill it.
+Dag::Limits GraphLimits(const CoreConfig& config) {
+  Dag::Limits limits;
+  limits.waiting = std::max<size_t>(1, config.max_queued / 4);
+  return limits;
+}
+
 // Waiting room is full: one slot frees about every few hundred milliseconds on the slowest sensible cluster.
 constexpr TimeNs kRetryFull = 1 * base::kNsPerSecond;
 
@@ -44,6 +51,8 @@ const char* EndReasonName(EndReason r) {
       return "worker_failed";
     case EndReason::kSlowClient:
       return "slow_client";
+    case EndReason::kBadDependency:
+      return "bad_dependency";
   }
   return "unknown";
 }
@@ -56,6 +65,8 @@ RouterCore::RouterCore(CoreConfig config, TimeNs now)
       predictor_(config_.expected_output_tokens),
       prefixes_(config_.max_prefix_blocks),
       decisions_(config_.max_decisions),
+      finder_(ProgramFinder::Limits{}),
+      dag_(GraphLimits(config_)),
       queue_(config_),
       no_decode_since_(now) {
   order_context_.options = &config_.agent;
@@ -102,22 +113,22 @@ bool RouterCore::Refuse(const Submission& sub, TimeNs now, SubmitResult* result)
                                "; shorten it or start workers with a larger --kv-memory-mib"),
                   0);
   }
-  if (queued_calls_ + sub.n > config_.max_queued) {
-    return refuse(
-        EndReason::kQueueFull,
-        base::StrCat("the queue holds ", queued_calls_, " of at most ", config_.max_queued, " calls; try again later"),
-        kRetryFull);
-  }
-  if (queued_bytes_ + sub.bytes > config_.max_queued_bytes) {
+  if (queued_calls_ + waiting_calls_ + sub.n > config_.max_queued) {
     return refuse(EndReason::kQueueFull,
-                  base::StrCat("the queue holds ", queued_bytes_, " of at most ", config_.max_queued_bytes,
-                               " bytes; try again later"),
+                  base::StrCat("the queue holds ", queued_calls_ + waiting_calls_, " of at most ", config_.max_queued,
+                               " calls; try again later"),
                   kRetryFull);
   }
-  if (queued_tokens_ + prompt > config_.max_queued_tokens) {
+  if (queued_bytes_ + waiting_bytes_ + sub.bytes > config_.max_queued_bytes) {
     return refuse(EndReason::kQueueFull,
-                  base::StrCat("the queue holds ", queued_tokens_, " of at most ", config_.max_queued_tokens,
-                               " prompt tokens; try again later"),
+                  base::StrCat("the queue holds ", queued_bytes_ + waiting_bytes_, " of at most ",
+                               config_.max_queued_bytes, " bytes; try again later"),
+                  kRetryFull);
+  }
+  if (queued_tokens_ + waiting_tokens_ + prompt > config_.max_queued_tokens) {
+    return refuse(EndReason::kQueueFull,
+                  base::StrCat("the queue holds ", queued_tokens_ + waiting_tokens_, " of at most ",
+                               config_.max_queued_tokens, " prompt tokens; try again later"),
                   kRetryFull);
   }
   if (requests_.size() >= config_.max_live) {
@@ -134,7 +145,9 @@ SubmitResult RouterCore::Submit(Submission sub, TimeNs now) {
   AS_CHECK_LE(sub.n, config_.max_n);
   AS_CHECK_GE(sub.sampling.max_tokens, 1u);
   SubmitResult result;
-  if (Refuse(sub, now, &result)) {
+  bool ready = true;
+  if (!Refuse(sub, now, &result)) Identify(&sub);
+  if (result.refused != EndReason::kDone || !EnterGraph(sub, &ready, &result)) {
     ++stats_.refused;
     return result;
   }
@@ -143,10 +156,7 @@ SubmitResult RouterCore::Submit(Submission sub, TimeNs now) {
   r.key = key;
   r.sub = std::move(sub);
   r.live = r.sub.n;
-  ++queued_requests_;
-  queued_calls_ += r.sub.n;
-  queued_bytes_ += r.sub.bytes;
-  queued_tokens_ += r.sub.prompt->size();
+  r.queued_since = r.sub.arrival;
   ++stats_.accepted;
   stats_.prompt_tokens += r.sub.prompt->size();
   const int64_t arrival = next_arrival_;
@@ -165,23 +175,44 @@ SubmitResult RouterCore::Submit(Submission sub, TimeNs now) {
   }
   ++next_arrival_;
   r.timer = 0;
+  if (ready) {
+    EnterQueue(&r, now);
+  } else {
+    HoldForGraph(&r);
+  }
   SetTimer(&r);
-  Enqueue(&seqs_.at(r.seqs[0]), now);
-  // A prompt without a full block has nothing to share.
-  if (r.sub.chain.empty()) ReleaseHeld(&r, now);
-  Pump(now);
   result.key = key;
+  result.program_id = r.sub.agent.program_id;
+  result.identity = r.sub.agent.identity;
+  result.clamped = r.sub.clamped;
+  result.waits = !ready;
+  Pump(now);
   return result;
+}
+
+void RouterCore::EnterQueue(Request* r, TimeNs now) {
+  ++queued_requests_;
+  queued_calls_ += r->sub.n;
+  queued_bytes_ += r->sub.bytes;
+  queued_tokens_ += r->sub.prompt->size();
+  Enqueue(&seqs_.at(r->seqs[0]), now);
+  // A prompt without a full block has nothing to share.
+  if (r->sub.chain.empty()) ReleaseHeld(r, now);
 }
 
 void RouterCore::SetTimer(Request* r) {
   if (r->timer != 0) timers_.erase({r->timer, r->key});
   r->timer = r->sub.deadline;
-  if (!r->dispatched) r->timer = std::min(r->timer, r->sub.arrival + config_.max_queue_wait);
+  if (r->waits) {
+    if (!r->grace_over) r->timer = std::min(r->timer, r->sub.arrival + config_.unknown_dependency_grace);
+  } else if (!r->dispatched) {
+    r->timer = std::min(r->timer, r->queued_since + config_.max_queue_wait);
+  }
   timers_.insert({r->timer, r->key});
 }
 
 void RouterCore::LeaveQueueBounds(Request* r) {
+  if (r->waits) return LeaveGraphBounds(r);
   if (r->dispatched) return;
   r->dispatched = true;
   --queued_requests_;
@@ -301,11 +332,15 @@ void RouterCore::CompleteRequest(RequestKey key, EndReason reason, std::string m
   done.cached_tokens = r.cached_tokens;
   done.timeline = std::move(r.timeline);
   done.timeline.total_ms = base::ToMs(now - r.sub.arrival);
+  done.timeline.dependency_ms = r.waits ? done.timeline.total_ms : r.dependency_ms;
   effects_.request_ends.push_back(std::move(done));
   ++stats_.ended[static_cast<size_t>(reason)];
   LeaveProgram(r, reason, now);
+  const AgentInfo agent = std::move(r.sub.agent);
+  const std::string program = std::move(r.program);
   requests_.erase(key);
   pump_wanted_ = true;
+  LeaveGraph(key, agent, program, now);
 }
 
 void RouterCore::ReportTool(std::string_view tenant, std::string_view program, std::string_view tool, bool start,
@@ -321,8 +356,14 @@ void RouterCore::ReportTool(std::string_view tenant, std::string_view program, s
   }
 }
 
-void RouterCore::EndProgram(std::string_view tenant, std::string_view program) {
-  if (Program* p = programs_.Find(ProgramTable::Key(tenant, program)); p != nullptr) ProgramEnded(p);
+void RouterCore::EndProgram(std::string_view tenant, std::string_view program, TimeNs now) {
+  const std::string key = ProgramTable::Key(tenant, program);
+  if (Program* p = programs_.Find(key); p != nullptr) ProgramEnded(p);
+  finder_.Forget(tenant, program);
+  std::vector<RequestKey> released;
+  dag_.EndProgram(key, &released);
+  ReleaseFromGraph(released, now);
+  Pump(now);
 }
 
 void RouterCore::TakeEffects(Effects* out) {

@@ -19,6 +19,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -28,12 +29,14 @@
 #include "absl/status/statusor.h"
 #include "router/core/call_queue.h"
 #include "router/core/config.h"
+#include "router/core/dag.h"
 #include "router/core/decision.h"
 #include "router/core/gate.h"
 #include "router/core/placement.h"
 #include "router/core/policy.h"
 #include "router/core/predictor.h"
 #include "router/core/prefix_memory.h"
+#include "router/core/program_finder.h"
 #include "router/core/program_size.h"
 #include "router/core/program_table.h"
 #include "router/core/sequence.h"
@@ -48,7 +51,19 @@ struct SubmitResult {
   EndReason refused = EndReason::kDone;
   std::string message;
   TimeNs retry_after = 0;
+  // As the router understood the call.
+  std::string program_id;
+  Identity identity = Identity::kNone;
+  uint32_t clamped = 0;  // ClampedSet
+  bool waits = false;    // for its dependencies
   bool ok() const { return key.value != 0; }
+};
+
+// Totals since start, for metrics.
+struct IdentityStats {
+  uint64_t identified[kNumIdentities] = {};  // accepted calls by what named their program
+  uint64_t clamped[kNumClamped] = {};
+  uint64_t graph_waits = 0, graph_refused = 0, graph_unknown = 0;
 };
 
 class RouterCore {
@@ -68,7 +83,11 @@ class RouterCore {
   // A stop string matched after `completion_tokens` tokens: the sequence ends with kStop.
   void StopSequence(RequestKey key, uint32_t index, uint32_t completion_tokens, TimeNs now);
   void ReportTool(std::string_view tenant, std::string_view program, std::string_view tool, bool start, TimeNs now);
-  void EndProgram(std::string_view tenant, std::string_view program);
+  void EndProgram(std::string_view tenant, std::string_view program, TimeNs now);
+  // Calls to come; see dag.h.
+  absl::Status DeclareProgram(std::string_view tenant, std::string_view program,
+                              std::span<const DeclaredCallInfo> calls);
+  bool KnowsProgram(std::string_view tenant, std::string_view program) const;
   // No new requests from now on; those accepted go on.
   void BeginDrain() { draining_ = true; }
   bool draining() const { return draining_; }
@@ -115,6 +134,10 @@ class RouterCore {
   std::optional<DecisionRecord> FindDecision(std::string_view request_id) const;
   const DecisionLog& decisions() const { return decisions_; }
   const DecisionStats& decision_stats() const { return decision_stats_; }
+  const IdentityStats& identity_stats() const { return identity_stats_; }
+  const Dag& graph() const { return dag_; }
+  // What a waiting request waits for.
+  Dag::Missing WaitsFor(RequestKey key) const;
   uint32_t queued_sequences() const { return static_cast<uint32_t>(queue_.size()); }
   uint32_t queued_requests() const { return queued_requests_; }
   uint64_t queued_tokens() const { return queued_tokens_; }
@@ -128,6 +151,7 @@ class RouterCore {
   // router_core.cc: requests
   bool Refuse(const Submission& sub, TimeNs now, SubmitResult* result) const;
   void CompleteRequest(RequestKey key, EndReason reason, std::string message, TimeNs retry_after, TimeNs now);
+  void EnterQueue(Request* r, TimeNs now);
   void LeaveQueueBounds(Request* r);
   void SetTimer(Request* r);
   void EmitToken(Sequence* s, TokenId token, FinishReason finish, OpaquePtr logprobs, TimeNs now);
@@ -154,6 +178,15 @@ class RouterCore {
   void RecordDecision(const Sequence& s, const Request& r, const CallQueue::Pick& pick, const Placement& p,
                       const PlacementQuery& q);
   void FillRecord(const Sequence& s, const Request& r, DecisionRecord* d) const;
+  // router_identity.cc
+  void Identify(Submission* sub);
+  bool EnterGraph(const Submission& sub, bool* ready, SubmitResult* result);
+  void HoldForGraph(Request* r);
+  void LeaveGraphBounds(Request* r);
+  void ReleaseFromGraph(const std::vector<RequestKey>& released, TimeNs now);
+  void LeaveGraph(RequestKey key, const AgentInfo& agent, const std::string& program, TimeNs now);
+  bool TickWaiting(Request* r, TimeNs now);
+  void CheckIdentity() const;
 
   // router_dispatch.cc: queue and placement
   void Enqueue(Sequence* s, TimeNs now);
@@ -215,6 +248,11 @@ class RouterCore {
   ToolStats tool_stats_;
   DecisionLog decisions_;
   DecisionStats decision_stats_;
+
+  ProgramFinder finder_;
+  Dag dag_;
+  IdentityStats identity_stats_;
+  uint64_t waiting_calls_ = 0, waiting_bytes_ = 0, waiting_tokens_ = 0;  // held by dag_
 
   uint64_t next_request_ = 1, next_seq_ = 1;
   int64_t next_arrival_ = 1;

@@ -23,6 +23,7 @@ uint64_t RouterCore::BudgetMs(const Request& r, TimeNs now) const {
 void RouterCore::Enqueue(Sequence* s, TimeNs now) {
   const Request& r = RequestOf(*s);
   Program* p = r.program.empty() ? nullptr : programs_.Find(r.program);
+  if (p != nullptr) p->width = std::max(p->width, p->Running());
   s->queued_at = now;
   s->sticky_since = -1;
   QueuePlace place;
@@ -34,7 +35,7 @@ void RouterCore::Enqueue(Sequence* s, TimeNs now) {
   s->phase = SeqPhase::kQueued;
   queue_.Add(s->id, place);
   if (p != nullptr) {
-    if (p->queued.empty()) p->ordered_at = p->attained, p->ordered_straggler = p->width > 1 && p->live_calls == 1;
+    if (p->queued.empty()) p->ordered_at = p->attained, p->ordered_straggler = p->Straggler();
     p->queued.push_back(s->id);
   }
   pump_wanted_ = true;
@@ -211,7 +212,7 @@ void RouterCore::Dispatch(Sequence* s, const Placement& p, TimeNs now) {
   SetTimer(&r);
   if (!s->first_dispatch_done) {
     s->first_dispatch_done = true;
-    s->timeline.queue_ms = base::ToMs(now - r.sub.arrival);
+    s->timeline.queue_ms = base::ToMs(now - r.queued_since);
   }
   s->dispatched_at = now;
   s->attached = false;

@@ -291,8 +291,12 @@ void RouterCore::TickRequests(TimeNs now) {
     FinishAndMaybePark(&seqs_.at(finishing_.begin()->second), now);
   }
   while (!timers_.empty() && timers_.begin()->first <= now) {
-    const Request& r = requests_.at(timers_.begin()->second);
+    Request& r = requests_.at(timers_.begin()->second);
     const double waited = base::ToMs(now - r.sub.arrival);
+    if (r.waits) {
+      TickWaiting(&r, now);
+      continue;
+    }
     if (!r.dispatched) {
       CompleteRequest(r.key, EndReason::kQueueTimeout,
                       base::StrCat("no worker was free within ", waited, " ms; try again later"), base::kNsPerSecond,

@@ -77,6 +77,10 @@ struct Request {
   std::string program;  // ProgramTable key or empty
   std::vector<SeqId> seqs;
   uint32_t live = 0;        // sequences not ended
+  bool waits = false;       // for calls or programs it depends on: not in the queue, all its sequences are held
+  bool grace_over = false;  // waits: names that nobody used were looked for
+  TimeNs queued_since = 0;  // arrival, or the end of that wait
+  double dependency_ms = 0;
   bool dispatched = false;  // left the queue for the first time: no longer counted in the queue's bounds
   bool got_first_token = false;
   TimeNs timer = 0;  // its entry in the timer set
