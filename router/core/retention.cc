@@ -20,8 +20,6 @@ constexpr double kLeastBack = 0.02;
 // Worth of a block whose program is sure to be back; workers copy what is worth more than 1 before they evict it.
 constexpr double kMostWorth = 16;
 
-double Seconds(TimeNs ns) { return static_cast<double>(ns) / 1e9; }
-
 }  // namespace
 
 const char* RetainReasonName(RetainReason r) {

@@ -130,6 +130,7 @@ void RouterCore::LoseWorker(WorkerId id, bool crash, TimeNs now) {
   retention_.OnWorkerGone(w->id);  // sequences of a link that broke have no names any more
   effects_.links.push_back({id, false});
   workers_.Remove(id);
+  gate_.OnWorkerGone(id);
   NoteDecodePresence(now);
   pump_wanted_ = true;
 }
@@ -178,7 +179,7 @@ void RouterCore::LoseDecode(Sequence* s, bool crash, TimeNs now) {
 
 // Back into the queue with all tokens made so far, under its old key: it has waited already.
 void RouterCore::Requeue(Sequence* s, TimeNs now) {
-  if (s->attempt >= config_.max_attempts) {
+  if (s->attempt - s->preempted >= config_.max_attempts) {
     CompleteRequest(s->request, EndReason::kWorkerFailed,
                     base::StrCat("the request failed on workers ", s->attempt, " times; try again later"),
                     base::kNsPerSecond, now);

@@ -18,6 +18,7 @@ void RouterCore::ParkKv(const Sequence& s, TimeNs now) {
   if (const Program* p = programs_.Find(r.program); p != nullptr) {
     turn.workflow_class = p->workflow_class;
     if (!p->tool_name.empty()) turn.tool = p->tool_name;
+    turn.gaps = p->gaps;
   }
   turn.worker = s.decode;
   turn.seq = s.id;
@@ -32,6 +33,12 @@ void RouterCore::ParkKv(const Sequence& s, TimeNs now) {
 
 void RouterCore::CallCame(const Request& r, TimeNs now) {
   if (!r.program.empty()) retention_.OnCall(r.program, r.sub.chain, RetentionNow(now));
+}
+
+void RouterCore::PrefetchIfQueued(RequestKey key, TimeNs now) {
+  const auto it = requests_.find(key);
+  if (it == requests_.end() || it->second.dispatched || it->second.program.empty()) return;
+  retention_.OnQueued(it->second.program, RetentionNow(now));
 }
 
 // What Retention wants becomes commands, after those of the event that caused it.

@@ -68,6 +68,29 @@ struct WorkerLoad {
 
 enum class WorkerPhase : uint8_t { kConnecting, kBackoff, kReady, kDraining };
 
+// What named a program (common.v1.IdentitySource has the same values).
+enum class Identity : uint8_t {
+  kNone,
+  kOwn,
+  kDynamo,
+  kClaudeCode,
+  kCodex,
+  kOpenCode,
+  kRoutingKey,
+  kNvext,
+  kBody,
+  kMetadata,
+  kPreviousResponse,
+  kCacheKey,
+  kPrefix,
+  kNew,
+};
+inline constexpr int kNumIdentities = 14;
+const char* IdentityName(Identity i);
+
+// Whether the prompt holds an earlier answer of the model.
+enum class Turn : uint8_t { kUnknown, kFirst, kLater };
+
 // Hints of the caller (AgentContext); every one may be missing or wrong.
 struct AgentInfo {
   std::string tenant_id;
@@ -75,6 +98,10 @@ struct AgentInfo {
   std::string parent_program_id;
   std::string workflow_class;
   std::string tool_name;
+  std::string call_id;                  // name of this call inside its program
+  std::vector<std::string> depends_on;  // calls of this program, or programs, that must end first
+  Identity identity = Identity::kNone;
+  Turn turn = Turn::kUnknown;
   uint32_t step_index = 0;
   std::optional<uint32_t> steps_left_hint;
   std::optional<uint32_t> osl_hint;
@@ -112,6 +139,7 @@ struct Submission {
   AgentInfo agent;
   std::string cache_salt;
   std::string traceparent;
+  uint32_t clamped = 0;  // ClampedSet: hints that were cut
   // Whether the call offers tools, and how many: a feature for predictions.
   uint32_t tools_offered = 0;
   std::optional<OracleInfo> oracle;
@@ -119,6 +147,7 @@ struct Submission {
 
 // Where the time of a sequence went; see common.v1.Timeline.
 struct Timeline {
+  double dependency_ms = 0;  // waiting for depends_on, before the queue
   double queue_ms = 0, prefill_wait_ms = 0, prefill_ms = 0;
   uint64_t transfer_bytes = 0;
   std::string transfer_path;
@@ -241,8 +270,9 @@ enum class EndReason : uint8_t {
   kTooLong,
   kWorkerFailed,
   kSlowClient,
+  kBadDependency,  // depends_on names something unknown, or closes a circle
 };
-inline constexpr int kNumEndReasons = 11;
+inline constexpr int kNumEndReasons = 12;
 const char* EndReasonName(EndReason r);
 
 struct RequestDone {
