@@ -181,6 +181,7 @@ class Retention {
   Parked& Touch(std::string_view key);
   Parked* Find(std::string_view key);
   void Decide(Parked* p, const RetentionView& view, bool late);
+  void AwaitMedian(Parked* p, const RetentionView& view);
   Choice Best(const Parked& p, const Worker& w, const RetentionView& view) const;
   double ProbBack(const Parked& p, const ToolStats& tools, double elapsed_ms, double within_ms) const;
   void Prefetch(Parked* p, RetainReason reason, const RetentionView& view);

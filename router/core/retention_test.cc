@@ -146,11 +146,14 @@ TEST_F(RetentionTest, TheToolsNameDecidesAgain) {
   const WorkerId w = AddWorker("d0", 5000);
   Gaps(500);
   for (int i = 0; i < 50; ++i) tools_.OnReturn("react", "build", 300'000);
-  queued_ = 1;
   retention_.OnTurnEnd(Turn("p", w, 1, 400), View());
-  One();
+  EXPECT_EQ(One().keep, KeepWhere::kDevice);
+  queued_ = 1;
+  retention_.OnToolStart("p", "search", View());
+  EXPECT_TRUE(retention_.TakeActions().empty()) << "as expected";
   retention_.OnToolStart("p", "build", View());
   EXPECT_EQ(One().keep, KeepWhere::kHost);
+  EXPECT_GT(retention_.NextWake(), 200 * kSecond) << "the median of the right tool";
   now_ += 10 * kSecond;
   retention_.OnToolEnd("p", View());
   EXPECT_EQ(One().reason, RetainReason::kPrefetchToolEnd);
