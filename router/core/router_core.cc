@@ -54,7 +54,13 @@ RouterCore::RouterCore(CoreConfig config, TimeNs now)
       workers_(config_),
       programs_(config_.max_programs),
       prefixes_(config_.max_prefix_blocks),
+      decisions_(config_.max_decisions),
       no_decode_since_(now) {}
+
+std::optional<DecisionRecord> RouterCore::FindDecision(std::string_view request_id) const {
+  const DecisionRecord* r = decisions_.Find(request_id);
+  return r == nullptr ? std::nullopt : std::optional<DecisionRecord>(*r);
+}
 
 Request& RouterCore::RequestOf(const Sequence& s) {
   auto it = requests_.find(s.request);

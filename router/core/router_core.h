@@ -17,6 +17,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -26,11 +27,13 @@
 
 #include "absl/status/statusor.h"
 #include "router/core/config.h"
+#include "router/core/decision.h"
 #include "router/core/placement.h"
 #include "router/core/policy.h"
 #include "router/core/prefix_memory.h"
 #include "router/core/program_table.h"
 #include "router/core/sequence.h"
+#include "router/core/tool_stats.h"
 #include "router/core/types.h"
 #include "router/core/worker_table.h"
 
@@ -99,6 +102,12 @@ class RouterCore {
   const CoreStats& stats() const { return stats_; }
   const WorkerTable& workers() const { return workers_; }
   const ProgramTable& programs() const { return programs_; }
+  const ToolStats& tool_stats() const { return tool_stats_; }
+  // Why requests waited and went where they went. A queued request has a record too, made by this call; null if the
+  // request is not known (any more).
+  std::optional<DecisionRecord> FindDecision(std::string_view request_id) const;
+  const DecisionLog& decisions() const { return decisions_; }
+  const DecisionStats& decision_stats() const { return decision_stats_; }
   uint32_t queued_sequences() const { return static_cast<uint32_t>(queue_.size()); }
   uint32_t queued_requests() const { return queued_requests_; }
   uint64_t queued_tokens() const { return queued_tokens_; }
@@ -166,6 +175,9 @@ class RouterCore {
   WorkerTable workers_;
   ProgramTable programs_;
   PrefixMemory prefixes_;
+  ToolStats tool_stats_;
+  DecisionLog decisions_;
+  DecisionStats decision_stats_;
 
   uint64_t next_request_ = 1, next_seq_ = 1;
   int64_t next_arrival_ = 1;

@@ -84,6 +84,13 @@ struct AgentInfo {
   bool final = false;
 };
 
+// The truth about a call, known to a simulator only; see policy `srpt-oracle`. Nothing else may read it.
+struct OracleInfo {
+  uint64_t call_output_tokens = 0;
+  double call_cost = 0;               // of this call, in units of CostModel
+  double program_remaining_cost = 0;  // of this call and all later ones of its program
+};
+
 // A validated request.
 struct Submission {
   std::string request_id;
@@ -101,6 +108,9 @@ struct Submission {
   AgentInfo agent;
   std::string cache_salt;
   std::string traceparent;
+  // Whether the call offers tools, and how many: a feature for predictions.
+  uint32_t tools_offered = 0;
+  std::optional<OracleInfo> oracle;
 };
 
 // Where the time of a sequence went; see common.v1.Timeline.
