@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "engine/ids.h"
 #include "router/core/agent_options.h"
+#include "router/core/identity.h"
 
 namespace agentserve::router {
 
@@ -59,6 +60,13 @@ struct CoreConfig {
   uint32_t max_tenants = 1'024;
   uint32_t max_decisions = 4'096;  // decision records, ~1 KiB each
 
+  // Bounds on hints, by tenant.
+  TenantRules tenant_rules;
+  // Calls that name no program are joined to the one whose prompt they continue (program_finder.h).
+  bool infer_programs = true;
+  // How long a call waits for a dependency that nobody has named: senders of a graph work side by side.
+  base::TimeNs unknown_dependency_grace = 10 * base::kNsPerSecond;
+
   // A request that was on this many workers when they died is refused, and its like for `poison_ttl`.
   uint32_t poison_limit = 2;
   uint32_t max_poisoned = 1'024;
@@ -68,6 +76,8 @@ struct CoreConfig {
 
   uint64_t park_default_ms = 30'000;
   uint64_t park_most_ms = 600'000;
+  // Share of a decode worker's blocks that waiting programs of one tenant may pin.
+  double tenant_pin_share = 0.25;
 
   // Ends of the model; a first token among these needs no decode worker.
   std::vector<engine::TokenId> end_tokens;

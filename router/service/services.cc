@@ -168,7 +168,7 @@ grpc::ServerUnaryReactor* RouterServiceImpl::EndProgram(grpc::CallbackServerCont
                                                         const v1::EndProgramRequest* request, v1::EndProgramResponse*) {
   auto* reactor = context->DefaultReactor();
   p_.shell.loop().Post([&shell = p_.shell, req = *request, reactor] {
-    shell.core().EndProgram(req.tenant_id(), req.program_id());
+    shell.core().EndProgram(req.tenant_id(), req.program_id(), shell.now());
     reactor->Finish(grpc::Status::OK);
   });
   return reactor;
