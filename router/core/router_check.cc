@@ -9,6 +9,7 @@ namespace agentserve::router {
 void RouterCore::CheckInvariants() const {
   workers_.CheckInvariants();
   programs_.CheckInvariants();
+  retention_.CheckInvariants();
   prefixes_.CheckInvariants();
   queue_.CheckInvariants();
   gate_.CheckInvariants();

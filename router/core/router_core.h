@@ -39,6 +39,7 @@
 #include "router/core/program_finder.h"
 #include "router/core/program_size.h"
 #include "router/core/program_table.h"
+#include "router/core/retention.h"
 #include "router/core/sequence.h"
 #include "router/core/tool_stats.h"
 #include "router/core/types.h"
@@ -134,6 +135,7 @@ class RouterCore {
   std::optional<DecisionRecord> FindDecision(std::string_view request_id) const;
   const DecisionLog& decisions() const { return decisions_; }
   const DecisionStats& decision_stats() const { return decision_stats_; }
+  const Retention& retention() const { return retention_; }
   const IdentityStats& identity_stats() const { return identity_stats_; }
   const Dag& graph() const { return dag_; }
   // What a waiting request waits for.
@@ -211,6 +213,13 @@ class RouterCore {
   Command& Send(WorkerId w, CommandKind kind, const Sequence& s);
   uint64_t BudgetMs(const Request& r, TimeNs now) const;
 
+  // router_retention.cc: where programs' KV stays between their calls
+  RetentionView RetentionNow(TimeNs now) const;
+  void ParkKv(const Sequence& s, TimeNs now);
+  void CallCame(const Request& r, TimeNs now);
+  void PrefetchIfQueued(RequestKey key, TimeNs now);
+  void SendRetention();
+
   // router_events.cc: workers
   Sequence* FindForDecode(WorkerId w, SeqId seq, uint32_t attempt);
   Sequence* FindForPrefill(WorkerId w, SeqId seq, uint32_t attempt);
@@ -248,6 +257,7 @@ class RouterCore {
   ToolStats tool_stats_;
   DecisionLog decisions_;
   DecisionStats decision_stats_;
+  Retention retention_;
 
   ProgramFinder finder_;
   Dag dag_;

@@ -64,6 +64,7 @@ void RouterCore::Pump(TimeNs now) {
     while (!queue_.empty() && DispatchOne(now)) {
     }
   } while (pump_wanted_);
+  if (!queue_.empty()) retention_.OnPressure(RetentionNow(now));
 }
 
 uint32_t RouterCore::ExpectedOutput(const Request& r, const Sequence& s) const {

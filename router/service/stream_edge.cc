@@ -21,6 +21,7 @@ void FillTimeline(const Timeline& t, common::v1::Timeline* out) {
   out->set_ttft_ms(t.ttft_ms);
   out->set_total_ms(t.total_ms);
   out->set_cached_tokens(t.cached_tokens);
+  out->set_host_cached_tokens(t.host_cached_tokens);
   out->set_migrations(t.migrations);
   out->set_preemptions(t.preemptions);
   out->set_prefill_worker(t.prefill_worker);
