@@ -76,7 +76,7 @@ uint32_t RouterCore::ExpectedOutput(const Request& r, const Sequence& s) const {
     const uint32_t hint = r.sub.agent.osl_hint.value_or(config_.expected_output_tokens);
     return std::min(left, std::clamp<uint32_t>(hint, 1, 8 * config_.expected_output_tokens));
   }
-  const auto likely = static_cast<uint32_t>(r.prediction.Quantile(0.7));
+  const auto likely = static_cast<uint32_t>(r.prediction.Above(kZ70));
   return std::min(left, likely > done ? likely - done : std::max(1u, done / 2));
 }
 
