@@ -45,7 +45,7 @@ class Shell {
   ChainParams chain_params() const;
 
   // ---- on the loop ----
-  void Submit(Submission sub, StreamOptions options, std::shared_ptr<GenerateStream> stream);
+  void Submit(Submission sub, StreamOptions options, std::shared_ptr<ReplyStream> stream);
   // NOT_FOUND if unknown.
   bool Cancel(const std::string& request_id);
   grpc::Status Register(const v1::RegisterRequest& req, v1::RegisterResponse* out);
@@ -114,8 +114,9 @@ class Shell {
   std::unordered_map<RequestKey, std::unique_ptr<StreamEdge>> streams_;
   std::unordered_map<std::string, RequestKey> by_request_id_;
   // Ended streams whose reader has yet to take the status; reset after a while.
-  std::deque<std::pair<TimeNs, std::weak_ptr<GenerateStream>>> ending_;
+  std::deque<std::pair<TimeNs, std::weak_ptr<ReplyStream>>> ending_;
   std::vector<Repeating> repeating_;
+  std::vector<std::shared_ptr<ReplyStream>> touched_;  // written to in this turn, flushed at its end
   Effects effects_;
   bool was_ready_ = false;
   bool closing_ = false;  // links are not opened any more
