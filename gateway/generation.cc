@@ -45,6 +45,11 @@ int64_t Generation::RemainingMs() const {
   return start_.budget_ms - (deps_.clock->Now() - start_.received_ns) / base::kNsPerMs;
 }
 
+// The net below the router's own deadline.
+TimeNs Generation::HardDeadline() const {
+  return start_.received_ns + (start_.budget_ms + 2 * kDeadlineSlackMs) * base::kNsPerMs;
+}
+
 void Generation::Start() {
   last_write_ = deps_.clock->Now();
   Prepare();
@@ -340,7 +345,7 @@ void Generation::CancelCalls() {
 void Generation::ArmTimer() {
   if (over_) return;
   const TimeNs now = deps_.clock->Now();
-  TimeNs next = INT64_MAX;
+  TimeNs next = HardDeadline();
   if (retry_until_ != 0) next = std::min(next, now + kRetryPollMs * base::kNsPerMs);
   for (const Source& s : sources_) {
     if (s.status_until != 0) next = std::min(next, s.status_until);
@@ -352,7 +357,6 @@ void Generation::ArmTimer() {
       next = std::min(next, last_write_ + deps_.config->ping_ms * base::kNsPerMs);
     }
   }
-  if (next == INT64_MAX) return;
   timer_.expires_after(std::chrono::nanoseconds(std::max<TimeNs>(next - now, 0)));
   timer_.async_wait([weak = weak_from_this()](boost::system::error_code ec) {
     if (ec) return;
@@ -363,6 +367,10 @@ void Generation::ArmTimer() {
 void Generation::OnTimer() {
   if (over_) return;
   const TimeNs now = deps_.clock->Now();
+  if (now >= HardDeadline()) {
+    return Fail(
+        FromGrpc(grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "the router did not end the request in time")));
+  }
   if (retry_until_ != 0) RetryLost(now);
   if (over_) return;
   for (const Source& s : sources_) {

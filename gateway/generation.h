@@ -76,6 +76,7 @@ class Generation final : public ActiveRequest, public std::enable_shared_from_th
   void ArmTimer();
   void OnTimer();
   int64_t RemainingMs() const;
+  base::TimeNs HardDeadline() const;
 
   GenerationDeps deps_;
   GenerationStart start_;

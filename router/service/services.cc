@@ -7,15 +7,21 @@
 
 #include "base/rng.h"
 #include "base/strings.h"
+#include "router/service/generate_stream.h"
+#include "router/service/session_stream.h"
 
 namespace agentserve::router {
 namespace {
 
-// The smaller of the request's budget and the call's deadline, within the server's limit.
+// The request's budget within the server's limit.
+int64_t BudgetMs(uint64_t asked, const ServiceConfig& config) {
+  return asked == 0 ? config.default_budget_ms
+                    : static_cast<int64_t>(std::min<uint64_t>(asked, static_cast<uint64_t>(config.max_budget_ms)));
+}
+
+// The smaller of that and the call's deadline.
 int64_t BudgetMs(const grpc::CallbackServerContext& context, uint64_t asked, const ServiceConfig& config) {
-  int64_t budget = asked == 0
-                       ? config.default_budget_ms
-                       : static_cast<int64_t>(std::min<uint64_t>(asked, static_cast<uint64_t>(config.max_budget_ms)));
+  int64_t budget = BudgetMs(asked, config);
   const auto deadline = context.deadline();
   if (deadline != std::chrono::system_clock::time_point::max()) {
     const auto left = deadline - std::chrono::system_clock::now();
@@ -45,7 +51,7 @@ Rejection EdgeFull() {
 
 // Runs on an edge thread.
 void PrepareAndSubmit(const ServiceParts& p, const v1::GenerateRequest& req, TimeNs arrival, TimeNs deadline,
-                      const std::shared_ptr<GenerateStream>& stream) {
+                      const std::shared_ptr<ReplyStream>& stream) {
   auto sub = std::make_shared<Submission>();
   if (auto bad = Prepare(req, p.model, p.shell.chain_params(), sub.get())) {
     p.shell.loop().Post([&metrics = p.metrics, reason = bad->reason] { metrics.OnRefused(reason); });
@@ -58,6 +64,24 @@ void PrepareAndSubmit(const ServiceParts& p, const v1::GenerateRequest& req, Tim
   p.shell.loop().Post([&shell = p.shell, sub, options = OptionsOf(req), stream]() mutable {
     shell.Submit(std::move(*sub), std::move(options), stream);
   });
+}
+
+// Checks a request and has it prepared, or ends `stream` with why not.
+void Begin(const ServiceParts& p, const v1::GenerateRequest& request, int64_t budget_ms,
+           std::shared_ptr<ReplyStream> stream) {
+  const TimeNs arrival = p.shell.clock().Now();
+  const TimeNs deadline = arrival + budget_ms * base::kNsPerMs;
+  std::optional<Rejection> bad = CheckRequest(request, p.model, p.config);
+  if (!bad) {
+    // gRPC frees the request when its reaction returns, hence the copy.
+    const bool queued =
+        p.pool.Submit(PromptBytes(request), [p, req = std::make_shared<v1::GenerateRequest>(request), arrival, deadline,
+                                             stream] { PrepareAndSubmit(p, *req, arrival, deadline, stream); });
+    if (!queued) bad = EdgeFull();
+  }
+  if (!bad) return;
+  p.shell.loop().Post([&metrics = p.metrics, reason = bad->reason] { metrics.OnRefused(reason); });
+  stream->End(ToGrpc(*bad));
 }
 
 // A cluster watcher: one state at a time; a slow reader skips states.
@@ -117,21 +141,20 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* RouterServiceImpl::Generate(grpc
                                                                             const v1::GenerateRequest* request) {
   auto stream = std::make_shared<GenerateStream>(context, p_.config.stream_buffer_bytes);
   stream->HoldUntilDone();
-  const TimeNs arrival = p_.shell.clock().Now();
-  const TimeNs deadline = arrival + BudgetMs(*context, request->budget_ms(), p_.config) * base::kNsPerMs;
-  std::optional<Rejection> bad = CheckRequest(*request, p_.model, p_.config);
-  if (!bad) {
-    // gRPC frees the request when this method returns, hence the copy.
-    const bool queued = p_.pool.Submit(
-        PromptBytes(*request), [p = p_, req = std::make_shared<v1::GenerateRequest>(*request), arrival, deadline,
-                                stream] { PrepareAndSubmit(p, *req, arrival, deadline, stream); });
-    if (!queued) bad = EdgeFull();
-  }
-  if (bad) {
-    p_.shell.loop().Post([&metrics = p_.metrics, reason = bad->reason] { metrics.OnRefused(reason); });
-    stream->End(ToGrpc(*bad));
-  }
+  Begin(p_, *request, BudgetMs(*context, request->budget_ms(), p_.config), stream);
   return stream.get();
+}
+
+grpc::ServerBidiReactor<v1::SessionRequest, v1::SessionResponse>* RouterServiceImpl::Session(
+    grpc::CallbackServerContext* context) {
+  SessionLimits limits;
+  limits.call_bytes = p_.config.stream_buffer_bytes;
+  auto session = std::make_shared<SessionStream>(
+      context, limits, [p = p_](std::shared_ptr<ReplyStream> to, const v1::GenerateRequest& request) {
+        Begin(p, request, BudgetMs(request.budget_ms(), p.config), std::move(to));
+      });
+  session->Start();
+  return session.get();
 }
 
 grpc::ServerUnaryReactor* RouterServiceImpl::Cancel(grpc::CallbackServerContext* context,

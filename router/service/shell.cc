@@ -52,7 +52,7 @@ void Shell::Every(TimeNs interval, std::function<bool()> f) {
 
 // ---- requests ----
 
-void Shell::Submit(Submission sub, StreamOptions options, std::shared_ptr<GenerateStream> stream) {
+void Shell::Submit(Submission sub, StreamOptions options, std::shared_ptr<ReplyStream> stream) {
   options.request_id = sub.request_id;
   options.prompt_tokens = static_cast<uint32_t>(sub.prompt->size());
   options.seed = sub.sampling.seed;
@@ -159,6 +159,7 @@ void Shell::ApplyTokens(const std::vector<TokenOut>& tokens) {
   for (const TokenOut& t : tokens) {
     auto it = streams_.find(t.request);
     if (it == streams_.end()) continue;
+    touched_.push_back(it->second->stream());
     switch (it->second->OnToken(t)) {
       case StreamEdge::After::kGoOn:
         break;
@@ -210,7 +211,7 @@ void Shell::Apply() {
   for (;;) {
     effects_.clear();
     core_->TakeEffects(&effects_);
-    if (effects_.empty()) return;
+    if (effects_.empty()) break;
     // Taken out whole: carrying out one effect may cause more, which come with the next round.
     Effects now_todo;
     std::swap(now_todo, effects_);
@@ -229,6 +230,8 @@ void Shell::Apply() {
     }
     for (const RequestDone& r : now_todo.request_ends) EndStream(r);
   }
+  for (const std::shared_ptr<ReplyStream>& stream : touched_) stream->Flush();
+  touched_.clear();
 }
 
 TimeNs Shell::Turn() {

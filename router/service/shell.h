@@ -46,7 +46,7 @@ class Shell {
   ChainParams chain_params() const;
 
   // ---- on the loop ----
-  void Submit(Submission sub, StreamOptions options, std::shared_ptr<GenerateStream> stream);
+  void Submit(Submission sub, StreamOptions options, std::shared_ptr<ReplyStream> stream);
   // NOT_FOUND if unknown.
   bool Cancel(const std::string& request_id);
   // False: the program is not known.
@@ -123,8 +123,9 @@ class Shell {
   std::unordered_map<std::string, RequestKey> by_request_id_;
   RequestIndex index_;
   // Ended streams whose reader has yet to take the status; reset after a while.
-  std::deque<std::pair<TimeNs, std::weak_ptr<GenerateStream>>> ending_;
+  std::deque<std::pair<TimeNs, std::weak_ptr<ReplyStream>>> ending_;
   std::vector<Repeating> repeating_;
+  std::vector<std::shared_ptr<ReplyStream>> touched_;  // written to in this turn, flushed at its end
   Effects effects_;
   bool was_ready_ = false;
   bool closing_ = false;  // links are not opened any more

@@ -25,7 +25,7 @@ common::v1::FinishReason ToProto(FinishReason r) {
 
 }  // namespace
 
-StreamEdge::StreamEdge(const EdgeModel& model, StreamOptions options, std::shared_ptr<GenerateStream> stream)
+StreamEdge::StreamEdge(const EdgeModel& model, StreamOptions options, std::shared_ptr<ReplyStream> stream)
     : model_(model), options_(std::move(options)), stream_(std::move(stream)), seqs_(options_.n) {
   for (Seq& s : seqs_) {
     s.detokenizer.emplace(*model_.tokenizer, /*skip_special=*/!options_.keep_special);
