@@ -46,7 +46,10 @@ struct AgentPolicyOptions {
 
   // L2.
   uint32_t classes = 8;
-  double class_ratio = 2.0;   // between the bounds of neighbouring classes
+  double class_ratio = 2.0;  // between the bounds of neighbouring classes
+  double first_class = 0.5;  // bound of the first class, in mean costs of a call
+  // A call's key is its own cost plus this much of what its program is expected to need after it.
+  double future_weight = 1.0;
   uint32_t oldest_every = 5;  // each so many picks the oldest program; 0 = never
   uint32_t strict_most = 4;   // at most so many of 5 picks go to strict tiers while others wait
 

@@ -11,6 +11,12 @@ void RouterCore::CheckInvariants() const {
   programs_.CheckInvariants();
   prefixes_.CheckInvariants();
   CheckIdentity();
+  queue_.CheckInvariants();
+  gate_.CheckInvariants();
+  tool_stats_.CheckInvariants();
+  predictor_.CheckInvariants();
+  decisions_.CheckInvariants();
+  AS_CHECK_LE(idle_programs_.size(), config_.max_programs);
   AS_CHECK_EQ(stats_.accepted, stats_.finished() + requests_.size());
   AS_CHECK_EQ(timers_.size(), requests_.size());
   AS_CHECK_LE(poison_order_.size(), config_.max_poisoned + 1u);
@@ -53,7 +59,7 @@ void RouterCore::CheckInvariants() const {
     finishing += s.phase == SeqPhase::kFinishing;
     const bool placed = s.phase != SeqPhase::kQueued && s.phase != SeqPhase::kHeld;
     AS_CHECK_EQ(placed, s.decode.value != 0) << "sequence " << id;
-    if (s.phase == SeqPhase::kQueued) AS_CHECK(queue_.count({s.key, id}) == 1);
+    if (s.phase == SeqPhase::kQueued) AS_CHECK(queue_.Find(id) != nullptr);
     if (s.phase == SeqPhase::kFinishing) AS_CHECK(finishing_.count({s.finish_by, id}) == 1);
     if (placed) {
       const Worker* d = workers_.Find(s.decode);

@@ -62,15 +62,18 @@ RouterCore::RouterCore(CoreConfig config, TimeNs now)
       policy_(PolicyOrDie(config_.policy)),
       workers_(config_),
       programs_(config_.max_programs),
+      predictor_(config_.expected_output_tokens),
       prefixes_(config_.max_prefix_blocks),
       decisions_(config_.max_decisions),
       finder_(ProgramFinder::Limits{}),
       dag_(GraphLimits(config_)),
-      no_decode_since_(now) {}
-
-std::optional<DecisionRecord> RouterCore::FindDecision(std::string_view request_id) const {
-  const DecisionRecord* r = decisions_.Find(request_id);
-  return r == nullptr ? std::nullopt : std::optional<DecisionRecord>(*r);
+      queue_(config_),
+      no_decode_since_(now) {
+  order_context_.options = &config_.agent;
+  most_overflow_ = policy_.overflow;
+  for (const auto& [name, policy] : config_.tenant_policy) {
+    most_overflow_ = std::max(most_overflow_, PolicyOrDie(policy).overflow);
+  }
 }
 
 Request& RouterCore::RequestOf(const Sequence& s) {
@@ -157,6 +160,9 @@ SubmitResult RouterCore::Submit(Submission sub, TimeNs now) {
   ++stats_.accepted;
   stats_.prompt_tokens += r.sub.prompt->size();
   const int64_t arrival = next_arrival_;
+  r.lane = queue_.LaneOf(r.sub.agent.tenant_id);
+  ++queue_.lane(r.lane).live;
+  r.queue_depth = static_cast<uint32_t>(queue_.size());
   JoinProgram(&r, now);
   for (uint32_t i = 0; i < r.sub.n; ++i) {
     const SeqId id(next_seq_++);
@@ -192,37 +198,6 @@ void RouterCore::EnterQueue(Request* r, TimeNs now) {
   Enqueue(&seqs_.at(r->seqs[0]), now);
   // A prompt without a full block has nothing to share.
   if (r->sub.chain.empty()) ReleaseHeld(r, now);
-}
-
-void RouterCore::JoinProgram(Request* r, TimeNs now) {
-  const AgentInfo& agent = r->sub.agent;
-  if (agent.program_id.empty()) return;
-  r->program = ProgramTable::Key(agent.tenant_id, agent.program_id);
-  Program& p = programs_.Touch(r->program, next_arrival_);
-  ++p.calls;
-  ++p.live_calls;
-  if (p.phase == Program::Phase::kTool && p.tool_started > 0) {
-    const double gap = base::ToMs(now - p.tool_started);
-    ++p.tool_gaps;
-    p.tool_gap_ms_mean += (gap - p.tool_gap_ms_mean) / p.tool_gaps;
-  }
-  p.phase = Program::Phase::kCalling;
-  p.last_agent = agent;
-  if (!agent.workflow_class.empty()) p.workflow_class = agent.workflow_class;
-}
-
-void RouterCore::LeaveProgram(const Request& r, TimeNs now) {
-  if (r.program.empty()) return;
-  Program* p = programs_.Find(r.program);
-  if (p == nullptr) return;
-  if (p->live_calls > 0) --p->live_calls;
-  p->attained_tokens += r.sub.prompt->size() + r.completion_tokens;
-  if (r.last_decode.value != 0) p->last_decode = r.last_decode;
-  if (p->live_calls > 0) return;
-  // Between its calls a program runs a tool, or ponders; both are a gap until the next call.
-  p->phase = Program::Phase::kTool;
-  p->tool_started = now;
-  if (r.sub.agent.final) programs_.Erase(r.program);
 }
 
 void RouterCore::SetTimer(Request* r) {
@@ -360,7 +335,7 @@ void RouterCore::CompleteRequest(RequestKey key, EndReason reason, std::string m
   done.timeline.dependency_ms = r.waits ? done.timeline.total_ms : r.dependency_ms;
   effects_.request_ends.push_back(std::move(done));
   ++stats_.ended[static_cast<size_t>(reason)];
-  LeaveProgram(r, now);
+  LeaveProgram(r, reason, now);
   const AgentInfo agent = std::move(r.sub.agent);
   const std::string program = std::move(r.program);
   requests_.erase(key);
@@ -372,7 +347,9 @@ void RouterCore::ReportTool(std::string_view tenant, std::string_view program, s
                             TimeNs now) {
   Program* p = programs_.Find(ProgramTable::Key(tenant, program));
   if (p == nullptr) return;
-  p->tool_name = std::string(tool.substr(0, 128));
+  if (start) p->tool_name = std::string(tool.substr(0, 128));
+  // A report may come after the next call, which is faster: then it only names the tool.
+  if (p->live_calls > 0) return;
   if (start) {
     p->phase = Program::Phase::kTool;
     p->tool_started = now;
@@ -383,7 +360,7 @@ void RouterCore::ReportTool(std::string_view tenant, std::string_view program, s
 
 void RouterCore::EndProgram(std::string_view tenant, std::string_view program, TimeNs now) {
   const std::string key = ProgramTable::Key(tenant, program);
-  programs_.Erase(key);
+  if (Program* p = programs_.Find(key); p != nullptr) ProgramEnded(p);
   finder_.Forget(tenant, program);
   std::vector<RequestKey> released;
   dag_.EndProgram(key, &released);

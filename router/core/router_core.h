@@ -27,13 +27,17 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "router/core/call_queue.h"
 #include "router/core/config.h"
 #include "router/core/dag.h"
 #include "router/core/decision.h"
+#include "router/core/gate.h"
 #include "router/core/placement.h"
 #include "router/core/policy.h"
+#include "router/core/predictor.h"
 #include "router/core/prefix_memory.h"
 #include "router/core/program_finder.h"
+#include "router/core/program_size.h"
 #include "router/core/program_table.h"
 #include "router/core/sequence.h"
 #include "router/core/tool_stats.h"
@@ -117,7 +121,10 @@ class RouterCore {
 
   // ---- observation ----
   const CoreConfig& config() const { return config_; }
+  // Of tenants without one of their own.
   const Policy& policy() const { return policy_; }
+  const CallQueue& queue() const { return queue_; }
+  const OutputPredictor& predictor() const { return predictor_; }
   const CoreStats& stats() const { return stats_; }
   const WorkerTable& workers() const { return workers_; }
   const ProgramTable& programs() const { return programs_; }
@@ -125,6 +132,8 @@ class RouterCore {
   // Why requests waited and went where they went. A queued request has a record too, made by this call; null if the
   // request is not known (any more).
   std::optional<DecisionRecord> FindDecision(std::string_view request_id) const;
+  // The same by key, without a search; of requests that have not ended.
+  std::optional<DecisionRecord> DecisionOf(RequestKey key) const;
   const DecisionLog& decisions() const { return decisions_; }
   const DecisionStats& decision_stats() const { return decision_stats_; }
   const IdentityStats& identity_stats() const { return identity_stats_; }
@@ -143,8 +152,6 @@ class RouterCore {
  private:
   // router_core.cc: requests
   bool Refuse(const Submission& sub, TimeNs now, SubmitResult* result) const;
-  void JoinProgram(Request* r, TimeNs now);
-  void LeaveProgram(const Request& r, TimeNs now);
   void CompleteRequest(RequestKey key, EndReason reason, std::string message, TimeNs retry_after, TimeNs now);
   void EnterQueue(Request* r, TimeNs now);
   void LeaveQueueBounds(Request* r);
@@ -164,20 +171,44 @@ class RouterCore {
   void LeaveGraph(RequestKey key, const AgentInfo& agent, const std::string& program, TimeNs now);
   bool TickWaiting(Request* r, TimeNs now);
   void CheckIdentity() const;
+  // router_programs.cc: what is known of programs, and learned from calls that end
+  void JoinProgram(Request* r, TimeNs now);
+  void LeaveProgram(const Request& r, EndReason reason, TimeNs now);
+  void ProgramEnded(Program* p);
+  void RetirePrograms(TimeNs now);
+  void Estimate(Request* r, const Program* p);
+  CallFeatures Features(const Request& r) const;
+  void Learn(const Request& r, double cost, TimeNs now);
+  double ActualCost(const Request& r) const;
+  double CostLeft(const Request& r, uint32_t generated) const;
+  double RemainingCost(const Request& r, const Program* p, double call_cost) const;
+  Order OrderOf(const Sequence& s, const Request& r, const Program* p) const;
+  void ReorderProgram(Program* p);
+
+  // router_explain.cc
+  void RecordDecision(const Sequence& s, const Request& r, const CallQueue::Pick& pick, const Placement& p,
+                      const PlacementQuery& q);
+  void FillRecord(const Sequence& s, const Request& r, DecisionRecord* d) const;
 
   // router_dispatch.cc: queue and placement
   void Enqueue(Sequence* s, TimeNs now);
   void Dequeue(Sequence* s);
   void ReleaseHeld(Request* r, TimeNs now);
   void Pump(TimeNs now);
-  bool DispatchHead(TimeNs now);
+  bool DispatchOne(TimeNs now);
+  bool SomeCapacity() const;
+  PlacementQuery QueryFor(const Sequence& s, const Request& r, const CallQueue::Pick& pick) const;
+  bool TryPlace(Sequence* s, CallQueue::Pick* pick, PlacementQuery* q, Placement* p, TimeNs now);
+  bool WaitsForSticky(Sequence* s, const PlacementQuery& q, const Placement& p, TimeNs now);
+  bool PreemptFor(const Request& r, TimeNs now);
+  void NoteOvertaken(size_t taken);
   void Dispatch(Sequence* s, const Placement& p, TimeNs now);
+  int64_t RankFor(const Sequence& s, const Request& r, uint32_t new_tokens, TimeNs now) const;
   void StartLocal(Sequence* s);
   void ReleaseWorkers(Sequence* s, bool tell_decode);
   void ReleasePrefill(Sequence* s, CommandKind how);
   void RecordPrefix(Sequence* s, WorkerId w);
   void RecordOutput(Sequence* s, WorkerId w);
-  void RekeyAll(TimeNs now);
   uint32_t ExpectedOutput(const Request& r, const Sequence& s) const;
   Command& Send(WorkerId w, CommandKind kind, const Sequence& s);
   uint64_t BudgetMs(const Request& r, TimeNs now) const;
@@ -208,6 +239,13 @@ class RouterCore {
 
   WorkerTable workers_;
   ProgramTable programs_;
+  // Programs between calls, by when they count as ended.
+  std::map<std::pair<TimeNs, uint64_t>, std::string> idle_programs_;
+  Gate gate_;
+  OutputPredictor predictor_;
+  ProgramSizes sizes_;
+  OrderContext order_context_;
+  uint64_t learned_calls_ = 0;
   PrefixMemory prefixes_;
   ToolStats tool_stats_;
   DecisionLog decisions_;
@@ -223,8 +261,16 @@ class RouterCore {
   bool draining_ = false;
   std::unordered_map<RequestKey, Request> requests_;
   std::unordered_map<SeqId, Sequence> seqs_;
-  std::set<std::pair<OrderKey, SeqId>> queue_;
-  TimeNs next_rekey_ = 0;
+  CallQueue queue_;
+  std::vector<CallQueue::Pick> picks_;
+  double most_overflow_ = 1;  // of all policies in use
+  // Hard calls that run, the youngest last; kept for policies that preempt.
+  std::set<std::pair<TimeNs, SeqId>> running_hard_;
+  TimeNs gates_at_ = -1;
+  TimeNs sticky_wake_ = kNever;  // a call that waits for its worker gives up then
+  // For the decision being made.
+  std::vector<std::string> preempted_;
+  TimeNs decided_at_ = 0;
   // One timer per request: queue timeout or deadline.
   std::set<std::pair<TimeNs, RequestKey>> timers_;
   std::set<std::pair<TimeNs, SeqId>> finishing_;

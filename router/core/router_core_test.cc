@@ -421,7 +421,7 @@ TEST_F(CoreTest, PoliciesOrderTheQueue) {
   };
   const Case cases[] = {{"fifo", {"r2", "r3", "r4", "r5"}},
                         {"program-fifo", {"r3", "r2", "r4", "r5"}},
-                        {"priority", {"r5", "r4", "r2", "r3"}}};
+                        {"hint-priority", {"r5", "r4", "r2", "r3"}}};
   for (const Case& c : cases) {
     subs_ = 0;
     Make([&](CoreConfig* cfg) { cfg->policy = c.policy; });

@@ -81,7 +81,7 @@ void RouterCore::OnReserved(WorkerId id, SeqId seq, uint32_t attempt, uint32_t c
   Command& c = Send(s->prefill, CommandKind::kStart, *s);
   c.spec = std::move(s->spec);
   c.budget_ms = BudgetMs(r, now);
-  c.rank = s->key.Rank();
+  c.rank = s->rank;
 }
 
 void RouterCore::OnAdmitted(WorkerId id, SeqId seq, uint32_t attempt, OpaquePtr kv, uint32_t cached_tokens,
@@ -262,7 +262,8 @@ void RouterCore::FailOnPrefill(Sequence* s, const WorkerFailure& failure, TimeNs
 void RouterCore::Tick(TimeNs now) {
   TickWorkers(now);
   TickRequests(now);
-  if (policy_.rekey_every > 0 && now >= next_rekey_) pump_wanted_ = true;
+  RetirePrograms(now);
+  if (now >= sticky_wake_) pump_wanted_ = true;
   Pump(now);
 }
 
@@ -309,7 +310,7 @@ void RouterCore::TickRequests(TimeNs now) {
   }
   if (no_decode_since_ >= 0 && now - no_decode_since_ >= config_.no_worker_grace) {
     while (!queue_.empty()) {
-      CompleteRequest(seqs_.at(queue_.begin()->second).request, EndReason::kNoWorkers,
+      CompleteRequest(seqs_.at(queue_.First()).request, EndReason::kNoWorkers,
                       base::StrCat("there has been no decode worker for ", base::ToMs(now - no_decode_since_) / 1000,
                                    " s; try again later"),
                       base::kNsPerSecond, now);
@@ -327,7 +328,8 @@ TimeNs RouterCore::NextWake() const {
   if (!timers_.empty()) next = std::min(next, timers_.begin()->first);
   if (!finishing_.empty()) next = std::min(next, finishing_.begin()->first);
   if (no_decode_since_ >= 0 && !queue_.empty()) next = std::min(next, no_decode_since_ + config_.no_worker_grace);
-  if (policy_.rekey_every > 0 && !queue_.empty()) next = std::min(next, next_rekey_);
+  next = std::min(next, sticky_wake_);
+  if (!idle_programs_.empty()) next = std::min(next, idle_programs_.begin()->first.first);
   return next;
 }
 

@@ -128,6 +128,7 @@ void RouterCore::LoseWorker(WorkerId id, bool crash, TimeNs now) {
   EvictSequences(w, crash, now);
   effects_.links.push_back({id, false});
   workers_.Remove(id);
+  gate_.OnWorkerGone(id);
   NoteDecodePresence(now);
   pump_wanted_ = true;
 }
@@ -176,7 +177,7 @@ void RouterCore::LoseDecode(Sequence* s, bool crash, TimeNs now) {
 
 // Back into the queue with all tokens made so far, under its old key: it has waited already.
 void RouterCore::Requeue(Sequence* s, TimeNs now) {
-  if (s->attempt >= config_.max_attempts) {
+  if (s->attempt - s->preempted >= config_.max_attempts) {
     CompleteRequest(s->request, EndReason::kWorkerFailed,
                     base::StrCat("the request failed on workers ", s->attempt, " times; try again later"),
                     base::kNsPerSecond, now);

@@ -82,7 +82,12 @@ void FillDecision(const RequestNote& note, const RouterCore& core, TimeNs now, v
   out->set_prompt_tokens(note.prompt_tokens);
   out->set_completion_tokens(note.completion_tokens);
   out->set_tool_name(note.tool);
-  const std::optional<DecisionRecord> record = core.FindDecision(note.request_id);
+  std::optional<DecisionRecord> record;
+  if (!note.ended) {
+    record = core.DecisionOf(note.key);
+  } else if (const DecisionRecord* kept = core.decisions().Find(note.request_id)) {
+    record = *kept;
+  }
   if (record) FillRecord(*record, out);
   if (note.ended) {
     out->set_state("ended");
