@@ -40,8 +40,8 @@ void AddFlags(base::FlagSet& flags, GatewayOptions* out, RawFlags* raw) {
   flags.Add("io-threads", &c.io_threads, "threads that serve HTTP", "Network");
   flags.Add("cors-origin", &c.cors_origin, "value of access-control-allow-origin; empty = no CORS", "Network");
   flags.Add("api-key", &c.api_keys, "key that clients must send; repeat for several; none = open", "Security");
-  flags.Add("api-key-file", &raw->api_key_file, "file with one key per line, and after a blank the tenant it stands for",
-            "Security");
+  flags.Add("api-key-file", &raw->api_key_file,
+            "file with one key per line, and after a blank the tenant it stands for", "Security");
   flags.Add("max-body-mib", &raw->max_body_mib, "largest request body, MiB", "Limits");
   flags.Add("max-inflight-body-mib", &raw->max_inflight_body_mib, "all request bodies at once, MiB", "Limits");
   flags.Add("max-header-kib", &raw->max_header_kib, "request line and headers, KiB", "Limits");
