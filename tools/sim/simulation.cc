@@ -201,6 +201,8 @@ void Simulation::MakeWorkers() {
     s.options.num_blocks = o_.num_blocks > 0 ? o_.num_blocks : static_cast<uint32_t>(std::max(1.0, blocks));
     s.options.max_batch = o_.max_batch > 0 ? o_.max_batch : k.max_batch;
     s.options.step_tokens = std::max(decode ? k.step_tokens : k.prefill_step_tokens, s.options.max_batch);
+    if (decode)
+      s.options.host_blocks = static_cast<uint32_t>(o_.host_gib * 1073741824.0 / (k.bytes_per_token * o_.block_tokens));
     s.options.infinite_cache = o_.infinite_cache;
     s.options.index = i;
     router::WorkerInfo& info = s.info;
@@ -212,6 +214,8 @@ void Simulation::MakeWorkers() {
     info.layout_fingerprint = 7;
     info.block_tokens = o_.block_tokens;
     info.num_blocks = s.options.num_blocks;
+    info.block_bytes = static_cast<uint64_t>(k.bytes_per_token * o_.block_tokens);
+    info.prefill_tokens_per_s = 8192e3 / model_.PrefillMs(8192, 0, s.options.step_tokens);
     info.context_length = s.options.context_length;
     info.max_batch = s.options.max_batch;
   }
