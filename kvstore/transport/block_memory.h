@@ -59,8 +59,8 @@ struct PulledBlock {
 class LayerSums {
  public:
   virtual ~LayerSums() = default;
-  // Adds layers [first, first + count), whose bytes are complete. A device may read them after this has returned:
-  // nobody writes to those rows before Take.
+  // Adds layers [first, first + count), above those before, whose bytes are complete. A device may read them after this
+  // has returned: nobody writes to those rows before Take.
   virtual absl::Status Add(uint32_t first, uint32_t count) = 0;
   // What was added since the last Take, in the order of the items. INTERNAL: the device failed.
   virtual absl::Status Take(std::span<uint64_t> sums) = 0;
@@ -81,6 +81,14 @@ class PeerMemory {
   virtual absl::StatusOr<double> Measure(size_t bytes, int ms) = 0;
   // Why it is staged; else empty.
   virtual std::string problem() const { return {}; }
+};
+
+// Memory of this host to which blocks are copied. Must not outlive the memory that made it.
+class HostBuffer {
+ public:
+  virtual ~HostBuffer() = default;
+  virtual std::byte* data() const = 0;
+  virtual size_t bytes() const = 0;
 };
 
 struct ImportOptions {
@@ -110,6 +118,9 @@ class BlockMemory {
   absl::Status Sums(std::span<const DigestItem> items, uint32_t first, uint32_t count, std::span<uint64_t> sums);
   // Makes ready for so many copies at once: doing it later would stop the device for a moment.
   virtual absl::Status WarmUp(size_t) { return absl::OkStatus(); }
+  // Memory to and from which CopyOut and CopyIn are as fast as they get: pinned, for a GPU, so that its copy engine
+  // works alone. Not cleared. RESOURCE_EXHAUSTED: there is not so much.
+  virtual absl::StatusOr<std::unique_ptr<HostBuffer>> NewHostBuffer(size_t bytes) = 0;
   // Descriptor of the memory for peers. Host memory lies in the pool's file and has none: UNIMPLEMENTED.
   virtual absl::StatusOr<base::UniqueFd> Export() = 0;
   // Maps memory of the same kind that another process exported. UNIMPLEMENTED: not possible between these two, another

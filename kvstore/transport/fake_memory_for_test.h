@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/check.h"
+#include "kvstore/transport/block_memory.h"
 #include "kvstore/transport/digest.h"
 #include "kvstore/transport/host_memory.h"
 
@@ -62,6 +63,7 @@ class FakeMemory final : public BlockMemory {
     if (device_->broken) return Health();
     return std::make_unique<HostLayerSums>(view_.layout, items, [this](uint32_t block) { return Real(block); });
   }
+  absl::StatusOr<std::unique_ptr<HostBuffer>> NewHostBuffer(size_t bytes) override { return MapHostBuffer(bytes); }
   absl::StatusOr<base::UniqueFd> Export() override { return base::UniqueFd(dup(fd_.get())); }
   absl::StatusOr<std::unique_ptr<PeerMemory>> Import(base::UniqueFd fd, const MemoryFacts& facts,
                                                      const ImportOptions& options) override;

@@ -8,6 +8,9 @@
 
 namespace agentserve::kvstore {
 
+// Ordinary memory; pages exist once they are touched.
+absl::StatusOr<std::unique_ptr<HostBuffer>> MapHostBuffer(size_t bytes);
+
 // Sums of blocks that the host reads at block(index); added at once.
 class HostLayerSums final : public LayerSums {
  public:
@@ -35,6 +38,7 @@ class HostMemory final : public BlockMemory {
   absl::Status CopyOut(std::span<const PieceOut> pieces) override;
   absl::Status CopyIn(std::span<const PieceIn> pieces) override;
   absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items) override;
+  absl::StatusOr<std::unique_ptr<HostBuffer>> NewHostBuffer(size_t bytes) override { return MapHostBuffer(bytes); }
   absl::StatusOr<base::UniqueFd> Export() override;
   absl::StatusOr<std::unique_ptr<PeerMemory>> Import(base::UniqueFd fd, const MemoryFacts& facts,
                                                      const ImportOptions& options) override;

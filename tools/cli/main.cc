@@ -21,6 +21,7 @@ constexpr CommandEntry kCommands[] = {
     {"chat", "talk to a running cluster", RunChat},
     {"top", "watch a running cluster", RunTop},
     {"bench", "measure: a running server, the model alone, single operations", RunBench},
+    {"sim", "replay agent workloads on a simulated cluster, under each scheduling policy", RunSim},
 #ifdef AGENTSERVE_HAS_OFFLINE
     {"generate", "generate text in this process, without services", RunGenerate},
 #endif
