@@ -60,6 +60,7 @@ class RouterMetrics {
   prometheus::Histogram& output_tokens_;
   std::array<prometheus::Counter*, kNumEndReasons> ended_{};
   CoreStats last_;
+  RetentionStats last_kv_;
 };
 
 }  // namespace agentserve::router
