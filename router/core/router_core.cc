@@ -355,7 +355,9 @@ void RouterCore::ReportTool(std::string_view tenant, std::string_view program, s
                             TimeNs now) {
   Program* p = programs_.Find(ProgramTable::Key(tenant, program));
   if (p == nullptr) return;
-  p->tool_name = std::string(tool.substr(0, 128));
+  if (start) p->tool_name = std::string(tool.substr(0, 128));
+  // A report may come after the next call, which is faster: then it only names the tool.
+  if (p->live_calls > 0) return;
   if (start) {
     p->phase = Program::Phase::kTool;
     p->tool_started = now;

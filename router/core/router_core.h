@@ -133,6 +133,8 @@ class RouterCore {
   // Why requests waited and went where they went. A queued request has a record too, made by this call; null if the
   // request is not known (any more).
   std::optional<DecisionRecord> FindDecision(std::string_view request_id) const;
+  // The same by key, without a search; of requests that have not ended.
+  std::optional<DecisionRecord> DecisionOf(RequestKey key) const;
   const DecisionLog& decisions() const { return decisions_; }
   const DecisionStats& decision_stats() const { return decision_stats_; }
   const Retention& retention() const { return retention_; }

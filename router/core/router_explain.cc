@@ -51,20 +51,26 @@ void RouterCore::RecordDecision(const Sequence& s, const Request& r, const CallQ
 
 std::optional<DecisionRecord> RouterCore::FindDecision(std::string_view request_id) const {
   // A queued one is rare to be asked for: the table of requests has no index by name, but a bound.
-  const Request* queued = nullptr;
+  RequestKey found;
   for (const auto& [key, r] : requests_) {
-    if (r.sub.request_id != request_id || r.seqs.empty()) continue;
-    auto it = seqs_.find(r.seqs[0]);
-    if (it == seqs_.end() || it->second.phase != SeqPhase::kQueued) continue;
-    if (queued == nullptr || key < queued->key) queued = &r;
+    if (r.sub.request_id == request_id && (found.value == 0 || key < found)) found = key;
   }
-  if (queued == nullptr) {
-    const DecisionRecord* d = decisions_.Find(request_id);
+  if (found.value != 0) return DecisionOf(found);
+  const DecisionRecord* d = decisions_.Find(request_id);
+  return d == nullptr ? std::nullopt : std::optional<DecisionRecord>(*d);
+}
+
+std::optional<DecisionRecord> RouterCore::DecisionOf(RequestKey key) const {
+  const auto it = requests_.find(key);
+  if (it == requests_.end() || it->second.seqs.empty()) return std::nullopt;
+  const Request& r = it->second;
+  const auto seq = seqs_.find(r.seqs[0]);
+  if (seq == seqs_.end() || seq->second.phase != SeqPhase::kQueued) {
+    const DecisionRecord* d = decisions_.Find(r.sub.request_id);
     return d == nullptr ? std::nullopt : std::optional<DecisionRecord>(*d);
   }
-  const Sequence& s = seqs_.at(queued->seqs[0]);
   DecisionRecord d;
-  FillRecord(s, *queued, &d);
+  FillRecord(seq->second, r, &d);
   // Never looked at since it came: others are ahead of it.
   if (!d.last_wait) d.last_wait = queue_.active_lanes() > 1 ? WaitReason::kShare : WaitReason::kBehind;
   return d;

@@ -62,6 +62,7 @@ void RouterCore::JoinProgram(Request* r, TimeNs now) {
     const std::string& tool = agent.tool_name.empty() ? p.tool_name : agent.tool_name;
     p.gaps.Add(gap);
     tool_stats_.OnReturn(p.workflow_class, tool, gap);
+    p.tool_name.clear();  // of that gap
   }
   ++p.calls;
   ++p.live_calls;

@@ -306,7 +306,8 @@ TEST_F(RouterServiceTest, SlowReaderIsEndedAndHurtsNobody) {
   grpc::ClientContext context;
   auto reader = slow->Generate(&context, req);
   AwaitIdle();
-  EXPECT_TRUE(Generate(Ask("hello", 50)).status.ok());
+  // Few enough tokens to fit the small buffer: this reader may be slow as well on a busy machine.
+  EXPECT_TRUE(Generate(Ask("hello", 10)).status.ok());
   v1::GenerateResponse e;
   while (reader->Read(&e)) {
   }

@@ -70,6 +70,7 @@ void AddFlags(Config* c, base::FlagSet* f) {
   f->Add("calibration", &c->calibration, "file, or h200-1b, h200-3b, a10g-published", "Cluster");
   f->Add("block-tokens", &c->block_tokens, "tokens of a KV block", "Cluster");
   f->Add("kv-gib", &c->kv_gib, "KV memory of a worker; 0 = the calibration's", "Cluster");
+  f->Add("host-gib", &c->sim.host_gib, "host memory of a decode worker for KV; 0 = none", "Cluster");
   f->Add("num-blocks", &c->num_blocks, "instead of --kv-gib: blocks of a worker", "Cluster");
   f->Add("max-batch", &c->max_batch, "sequences of a worker's step; 0 = the calibration's", "Cluster");
   f->Add("batch-cap", &c->batch_cap, "sequences that the router puts on a worker; 0 = its batch", "Cluster");

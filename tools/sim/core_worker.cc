@@ -33,6 +33,9 @@ router::WorkerLoad ToRouter(const engine::Load& l) {
   out.cached_blocks = l.cached_blocks;
   out.preemptions = l.preemptions;
   out.steps = l.steps;
+  out.parked_blocks = l.parked_blocks;
+  out.host_blocks = l.host_blocks;
+  out.host_total_blocks = l.host_total_blocks;
   return out;
 }
 
@@ -192,17 +195,23 @@ struct DecodeTypes {
   decode_worker::Core core;
 };
 
-DecodeTypes::OptionsType DecodeOptions(const WorkerOptions& o) {
+DecodeTypes::OptionsType DecodeOptions(const WorkerOptions& o, const StepModel& model) {
   decode_worker::Options d;
   d.pool.num_blocks = o.num_blocks;
   d.planner = PlannerOptions(o);
   d.vocab_size = kSimVocab;
+  d.tiers.host_slots = o.host_blocks;
+  d.tiers.block_tokens = o.block_tokens;
+  d.tiers.block_bytes = static_cast<uint64_t>(model.calibration().bytes_per_token * o.block_tokens);
+  d.tiers.host_bytes_per_s = model.calibration().host_gb_per_s * 1e9;
   return {d};
 }
 
 class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
  public:
-  CoreDecode(const WorkerOptions& o, const StepModel* model) : CoreWorkerBase(o, model, DecodeOptions(o)) {}
+  CoreDecode(const WorkerOptions& o, const StepModel* model) : CoreWorkerBase(o, model, DecodeOptions(o, *model)) {
+    core_.core.set_prefill_rate(8192e3 / model->PrefillMs(8192, 0, o.step_tokens));
+  }
 
   void Obey(const Order& order, TimeNs now) override {
     const router::Command& c = order.command;
@@ -212,8 +221,14 @@ class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
       e.spec = SpecOf(order);
       e.budget_ns = static_cast<TimeNs>(c.budget_ms) * base::kNsPerMs;
       StepCore(e, now);
-    } else if (c.kind == CommandKind::kPark) {
-      StepCore(decode_worker::Park{c.seq, static_cast<TimeNs>(c.ttl_ms) * base::kNsPerMs}, now);
+    } else if (c.kind == CommandKind::kRetain) {
+      engine::KvTiers::Keep keep;
+      keep.where = static_cast<engine::KeepWhere>(c.keep);
+      keep.ttl = static_cast<TimeNs>(c.ttl_ms) * base::kNsPerMs;
+      keep.worth = static_cast<uint32_t>(std::clamp(c.worth, 1.f / 64, 64.f) * engine::BlockPool::kBaseWorth);
+      StepCore(decode_worker::Retain{c.seq, keep}, now);
+    } else if (c.kind == CommandKind::kPrefetch) {
+      StepCore(decode_worker::Prefetch{c.seq, static_cast<TimeNs>(c.ttl_ms) * base::kNsPerMs}, now);
     } else if (const auto it = live_.find(c.seq); it != live_.end() && it->second.attempt == c.attempt) {
       ObeyLive(c, now);
     }
@@ -260,14 +275,20 @@ class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
   void More(TimeNs now) override {
     for (;;) {
       const auto due = std::find_if(pulls_.begin(), pulls_.end(), [&](const auto& p) { return p.second.due <= now; });
-      if (due == pulls_.end()) return;
+      if (due == pulls_.end()) break;
       using decode_worker::PullOutcome;
       EndPull(due->first, due->second.aborted ? PullOutcome::kAborted : PullOutcome::kOk, now);
+    }
+    while (!copies_.empty() && copies_.begin()->first <= now) {
+      const engine::CopyEnded ended = copies_.begin()->second;
+      copies_.erase(copies_.begin());
+      StepCore(ended, now);
     }
   }
   TimeNs Other() const override {
     TimeNs next = kNever;
     for (const auto& [seq, p] : pulls_) next = std::min(next, p.due);
+    if (!copies_.empty()) next = std::min(next, copies_.begin()->first);
     return next;
   }
 
@@ -311,6 +332,14 @@ class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
     const auto it = pulls_.find(e.seq);
     if (it != pulls_.end()) it->second.aborted = true, it->second.due = now;
   }
+  // One copy after the other on the host link.
+  void On(const decode_worker::HostCopy& e, TimeNs now) {
+    const double bytes = static_cast<double>(e.blocks.size()) * o_.block_tokens * model_.calibration().bytes_per_token;
+    const TimeNs took = FromMs(model_.HostCopyMs(bytes));
+    TimeNs& link = host_link_free_[e.to_host];
+    link = std::max(link, now) + took;
+    copies_.emplace(link, engine::CopyEnded{e.job, static_cast<uint32_t>(e.blocks.size()), false, took});
+  }
   void On(const decode_worker::KvReady& e, TimeNs) {
     router::KvReady& r = Say(Kind::kKvReady, e.seq, Attempt(e.seq)).ready;
     r.bytes = e.bytes;
@@ -333,6 +362,7 @@ class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
     t.steps = e.steps;
     t.cached_tokens = e.cached_tokens;
     t.preemptions = e.preemptions;
+    t.host_tokens = e.host_tokens;
     t.prefill_wait_ms = base::ToMs(e.prefill_wait_ns);
     t.prefill_ms = base::ToMs(e.prefill_ns);
     t.decode_wait_ms = base::ToMs(e.decode_wait_ns);
@@ -349,6 +379,8 @@ class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
 
   std::map<SeqId, std::pair<uint32_t, uint32_t>> peer_;  // prefill worker, tokens of the last chunk
   std::map<SeqId, Pull> pulls_;
+  std::multimap<TimeNs, engine::CopyEnded> copies_;  // by their end
+  TimeNs host_link_free_[2] = {0, 0};
 };
 
 struct PrefillTypes {
