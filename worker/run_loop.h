@@ -27,6 +27,7 @@
 #include "base/log.h"
 #include "engine/batch.h"
 #include "engine/block_pool.h"
+#include "engine/host_tier.h"
 #include "engine/planner.h"
 #include "engine/worker_limits.h"
 #include "kvstore/transport/kv_pool.h"
@@ -43,6 +44,8 @@ class BlockListener {
  public:
   virtual ~BlockListener() = default;
   virtual void OnBlockChanges(const std::vector<engine::BlockChange>& changes) = 0;
+  // The same of blocks in host memory; these are never overwritten before they were dropped here.
+  virtual void OnHostChanges(const std::vector<engine::HostTier::Change>&) {}
 };
 
 struct RunLoopOptions {
@@ -114,6 +117,7 @@ class RunLoop {
                           base::TimeNs started, base::TimeNs ended) = 0;
   virtual const engine::PlannedStep* PlanStep(base::TimeNs now) = 0;
   virtual std::vector<engine::BlockChange> TakeBlockChanges() = 0;
+  virtual std::vector<engine::HostTier::Change> TakeHostChanges() = 0;
   virtual void ApplyEffects(base::TimeNs now) = 0;
   virtual engine::LayerObserver* observer() { return nullptr; }
   virtual base::TimeNs NextDeadline() const = 0;
@@ -276,6 +280,8 @@ class RunLoop {
       if (c.kind == Change::kSealed) options_.pool->SealBlock(c.block, c.tokens, c.digest);
     }
     if (options_.listener && !changes.empty()) options_.listener->OnBlockChanges(changes);
+    const std::vector<engine::HostTier::Change> host_changes = TakeHostChanges();
+    if (options_.listener && !host_changes.empty()) options_.listener->OnHostChanges(host_changes);
     ApplyEffects(now);
   }
 

@@ -66,13 +66,14 @@ __device__ __forceinline__ PrefillItem DecodeItem(const PrefillLaunch& launch, i
   const int tile_index = index / p.q_heads;
   const int32_t packed = p.tiles[tile_index];
   item.sequence = PrefillTileSequence(packed);
-  const int offset = PrefillTileIndex(packed) * C::kM;
   const int first = p.cu_tokens[item.sequence];
+  const PrefillRows rows =
+      PrefillTileExtent(p.cu_tokens[item.sequence + 1] - first, PrefillTileIndex(packed), C::kM);
   item.head = index - tile_index * p.q_heads;
   item.kv_head = item.head / (p.q_heads / static_cast<int>(p.kv.kv_heads));
-  item.row0 = first + offset;
-  item.rows = min(C::kM, p.cu_tokens[item.sequence + 1] - item.row0);
-  item.position = p.starts[item.sequence] + offset;
+  item.row0 = first + rows.begin;
+  item.rows = rows.end - rows.begin;
+  item.position = p.starts[item.sequence] + rows.begin;
   item.key_tiles = (item.position + item.rows + C::kN - 1) / C::kN;
   return item;
 }

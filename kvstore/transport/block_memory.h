@@ -68,6 +68,14 @@ class PeerMemory {
   virtual std::string problem() const { return {}; }
 };
 
+// Memory of this host to which blocks are copied. Must not outlive the memory that made it.
+class HostBuffer {
+ public:
+  virtual ~HostBuffer() = default;
+  virtual std::byte* data() const = 0;
+  virtual size_t bytes() const = 0;
+};
+
 struct ImportOptions {
   uint32_t num_blocks = 0;  // of the peer
   // Use host staging even where the devices reach each other.
@@ -88,6 +96,9 @@ class BlockMemory {
   // Copies between blocks and host memory; complete when they return. INTERNAL: the device failed.
   virtual absl::Status CopyOut(std::span<const PieceOut> pieces) = 0;
   virtual absl::Status CopyIn(std::span<const PieceIn> pieces) = 0;
+  // Memory to and from which CopyOut and CopyIn are as fast as they get: pinned, for a GPU, so that its copy engine
+  // works alone. Not cleared. RESOURCE_EXHAUSTED: there is not so much.
+  virtual absl::StatusOr<std::unique_ptr<HostBuffer>> NewHostBuffer(size_t bytes) = 0;
   // Digests of blocks whose bytes are complete, by any of the algorithms. `out` has a place for each item.
   virtual absl::Status Digests(DigestAlgorithm algorithm, std::span<const DigestItem> items,
                                std::span<uint64_t> out) = 0;

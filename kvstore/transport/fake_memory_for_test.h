@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "kvstore/transport/block_memory.h"
+#include "kvstore/transport/host_memory.h"
 
 namespace agentserve::kvstore {
 
@@ -64,6 +65,7 @@ class FakeMemory final : public BlockMemory {
     }
     return Health();
   }
+  absl::StatusOr<std::unique_ptr<HostBuffer>> NewHostBuffer(size_t bytes) override { return MapHostBuffer(bytes); }
   absl::StatusOr<base::UniqueFd> Export() override { return base::UniqueFd(dup(fd_.get())); }
   absl::StatusOr<std::unique_ptr<PeerMemory>> Import(base::UniqueFd fd, const MemoryFacts& facts,
                                                      const ImportOptions& options) override;

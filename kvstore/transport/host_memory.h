@@ -5,6 +5,9 @@
 
 namespace agentserve::kvstore {
 
+// Ordinary memory; pages exist once they are touched.
+absl::StatusOr<std::unique_ptr<HostBuffer>> MapHostBuffer(size_t bytes);
+
 class HostMemory final : public BlockMemory {
  public:
   // `view` points to memory that outlives this.
@@ -15,6 +18,7 @@ class HostMemory final : public BlockMemory {
   std::string name() const override { return "host"; }
   absl::Status CopyOut(std::span<const PieceOut> pieces) override;
   absl::Status CopyIn(std::span<const PieceIn> pieces) override;
+  absl::StatusOr<std::unique_ptr<HostBuffer>> NewHostBuffer(size_t bytes) override { return MapHostBuffer(bytes); }
   absl::Status Digests(DigestAlgorithm algorithm, std::span<const DigestItem> items, std::span<uint64_t> out) override;
   absl::StatusOr<base::UniqueFd> Export() override;
   absl::StatusOr<std::unique_ptr<PeerMemory>> Import(base::UniqueFd fd, const MemoryFacts& facts,

@@ -76,6 +76,8 @@ struct CoreConfig {
 
   uint64_t park_default_ms = 30'000;
   uint64_t park_most_ms = 600'000;
+  // Share of a decode worker's blocks that waiting programs of one tenant may pin.
+  double tenant_pin_share = 0.25;
 
   // Ends of the model; a first token among these needs no decode worker.
   std::vector<engine::TokenId> end_tokens;

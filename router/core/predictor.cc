@@ -26,17 +26,6 @@ std::string GroupKey(std::string_view tenant, std::string_view workflow_class, s
   return key;
 }
 
-double NormalQuantile(double q) {  // Acklam's central approximation is not needed: three quantiles are ever used
-  q = std::clamp(q, 0.001, 0.999);
-  // Bisection on erfc: exact, deterministic, 50 steps; called once per placement.
-  double low = -4, high = 4;
-  for (int i = 0; i < 50; ++i) {
-    const double mid = (low + high) / 2;
-    (0.5 * std::erfc(-mid / std::sqrt(2.0)) < q ? low : high) = mid;
-  }
-  return (low + high) / 2;
-}
-
 }  // namespace
 
 void LengthSummary::Add(double log_output, double slowest) {
@@ -55,9 +44,7 @@ double Prediction::Mean() const {
   return std::clamp(std::expm1(log_mean + std::min(sigma * sigma, 4.0) / 2), 1.0, double(most));
 }
 
-double Prediction::Quantile(double q) const {
-  return std::clamp(std::expm1(log_mean + sigma * NormalQuantile(q)), 1.0, double(most));
-}
+double Prediction::Above(double z) const { return std::clamp(std::expm1(log_mean + sigma * z), 1.0, double(most)); }
 
 OutputPredictor::Model::Model() {
   weight[0] = 1;  // the first input is the prediction without knowledge
@@ -172,7 +159,7 @@ void OutputPredictor::Count(const CallFeatures& f, const Prediction& predicted, 
     stats_.sq_log_error_mean += (log_output - mean_log_) * (log_output - mean_log_);
     stats_.abs_error += std::abs(output - predicted.Median());
     stats_.sq_log_error += (log_output - predicted.log_mean) * (log_output - predicted.log_mean);
-    stats_.within_q90 += output <= predicted.Quantile(0.9);
+    stats_.within_q90 += output <= predicted.Above(kZ90);
     const double low = actual_.At(1.0 / 3), high = actual_.At(2.0 / 3);
     const Difficulty truth = log_output <= low    ? Difficulty::kEasy
                              : log_output <= high ? Difficulty::kMedium

@@ -36,13 +36,16 @@ struct CallFeatures {
   LengthSummary program;  // its calls before this one
 };
 
+// Quantiles of the standard normal distribution.
+inline constexpr double kZ70 = 0.5244005, kZ90 = 1.2815516;
+
 struct Prediction {
   double log_mean = 0, sigma = 1;  // of ln(1 + output)
   uint32_t most = 1;               // max_tokens
   double Median() const;
   double Mean() const;
-  // The output that is exceeded with probability 1 - q, by a lognormal.
-  double Quantile(double q) const;
+  // `z` standard deviations above the median; see kZ70 and kZ90.
+  double Above(double z) const;
 };
 
 // Errors of predictions made before the call ran, against predicting the mean of all calls so far.
@@ -50,7 +53,7 @@ struct PredictorStats {
   uint64_t calls = 0;
   double abs_error = 0, abs_error_mean = 0;  // sums of tokens, median prediction; of the running mean
   double sq_log_error = 0, sq_log_error_mean = 0;
-  uint64_t within_q90 = 0;   // outputs at most Quantile(0.9)
+  uint64_t within_q90 = 0;   // outputs at most Above(kZ90)
   uint64_t class_right = 0;  // difficulty as by the true output
   uint64_t hints = 0;
   double sq_log_error_hint = 0;  // of the callers' hints alone

@@ -2,6 +2,7 @@
 // Single-threaded, owned by the core.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <list>
 #include <string>
@@ -24,7 +25,8 @@ struct Program {
   int64_t age = 0;  // first_arrival of its oldest ancestor
   uint32_t calls = 0;
   uint32_t live_calls = 0;
-  uint32_t width = 0;            // most live calls at once since it was last idle
+  uint32_t waiting_calls = 0;    // of those, the ones that wait for other calls
+  uint32_t width = 0;            // most calls queued or running at once since it was last idle
   uint64_t attained_tokens = 0;  // prompts and outputs
   // In units of CostModel.
   double attained = 0;        // of calls that ended
@@ -43,6 +45,8 @@ struct Program {
   AgentInfo last_agent;  // as sent with the latest call
   // Queued sequences, ordered again when what is known of the program changes.
   std::vector<SeqId> queued;
+  uint32_t Running() const { return live_calls - std::min(live_calls, waiting_calls); }  // or queued
+  bool Straggler() const { return width > 1 && Running() == 1; }
   double ordered_at = 0;  // `attained` when they were last ordered
   bool ordered_straggler = false;
 };

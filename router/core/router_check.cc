@@ -9,14 +9,15 @@ namespace agentserve::router {
 void RouterCore::CheckInvariants() const {
   workers_.CheckInvariants();
   programs_.CheckInvariants();
+  retention_.CheckInvariants();
   prefixes_.CheckInvariants();
-  CheckIdentity();
   queue_.CheckInvariants();
   gate_.CheckInvariants();
   tool_stats_.CheckInvariants();
   predictor_.CheckInvariants();
   decisions_.CheckInvariants();
   AS_CHECK_LE(idle_programs_.size(), config_.max_programs);
+  CheckIdentity();
   AS_CHECK_EQ(stats_.accepted, stats_.finished() + requests_.size());
   AS_CHECK_EQ(timers_.size(), requests_.size());
   AS_CHECK_LE(poison_order_.size(), config_.max_poisoned + 1u);

@@ -15,6 +15,15 @@ Policy PolicyOrDie(const std::string& name) {
   return *p;
 }
 
+RetentionOptions RetentionOptionsOf(const CoreConfig& config) {
+  RetentionOptions o;
+  o.most = config.max_programs;
+  o.default_ttl_ms = config.park_default_ms;
+  o.most_ttl_ms = config.park_most_ms;
+  o.tenant_share = config.tenant_pin_share;
+  return o;
+}
+
 // A quarter of the queue's bound may wait for other calls, so that graphs that never end cannot fill it.
 Dag::Limits GraphLimits(const CoreConfig& config) {
   Dag::Limits limits;
@@ -65,6 +74,7 @@ RouterCore::RouterCore(CoreConfig config, TimeNs now)
       predictor_(config_.expected_output_tokens),
       prefixes_(config_.max_prefix_blocks),
       decisions_(config_.max_decisions),
+      retention_(RetentionOptionsOf(config_)),
       finder_(ProgramFinder::Limits{}),
       dag_(GraphLimits(config_)),
       queue_(config_),
@@ -164,6 +174,7 @@ SubmitResult RouterCore::Submit(Submission sub, TimeNs now) {
   ++queue_.lane(r.lane).live;
   r.queue_depth = static_cast<uint32_t>(queue_.size());
   JoinProgram(&r, now);
+  CallCame(r, now);
   for (uint32_t i = 0; i < r.sub.n; ++i) {
     const SeqId id(next_seq_++);
     r.seqs.push_back(id);
@@ -187,6 +198,7 @@ SubmitResult RouterCore::Submit(Submission sub, TimeNs now) {
   result.clamped = r.sub.clamped;
   result.waits = !ready;
   Pump(now);
+  PrefetchIfQueued(key, now);
   return result;
 }
 
@@ -246,12 +258,7 @@ FinishReason RouterCore::FinishOnToken(const Request& r, const Sequence& s, Toke
 
 // The worker has ended the sequence by itself: keep a program's blocks for its next turn.
 void RouterCore::FinishAndMaybePark(Sequence* s, TimeNs now) {
-  const Request& r = RequestOf(*s);
-  if (s->index == 0 && s->finish == FinishReason::kStop && !r.program.empty() && !r.sub.agent.final &&
-      s->decode.value != 0) {
-    Command& c = Send(s->decode, CommandKind::kPark, *s);
-    c.ttl_ms = std::min(r.sub.agent.kv_retain_ms.value_or(config_.park_default_ms), config_.park_most_ms);
-  }
+  ParkKv(*s, now);
   if (s->decode.value != 0) RecordOutput(s, s->decode);
   ReleasePrefill(s, CommandKind::kReleaseKv);
   ReleaseWorkers(s, /*tell_decode=*/false);
@@ -293,6 +300,7 @@ void RouterCore::StopSequence(RequestKey key, uint32_t index, uint32_t completio
   s->generated.resize(s->generated.size() - extra);
   it->second.completion_tokens -= static_cast<uint32_t>(extra);
   const bool worker_is_done = s->phase == SeqPhase::kFinishing;
+  ParkKv(*s, now);
   ReleasePrefill(s, CommandKind::kCancel);
   ReleaseWorkers(s, /*tell_decode=*/!worker_is_done);
   EndSequence(s, FinishReason::kStop, now);
@@ -356,10 +364,13 @@ void RouterCore::ReportTool(std::string_view tenant, std::string_view program, s
   } else if (p->phase == Program::Phase::kTool) {
     p->phase = Program::Phase::kIdle;
   }
+  if (start) retention_.OnToolStart(p->key, p->tool_name, RetentionNow(now));
+  if (!start) retention_.OnToolEnd(p->key, RetentionNow(now));
 }
 
 void RouterCore::EndProgram(std::string_view tenant, std::string_view program, TimeNs now) {
   const std::string key = ProgramTable::Key(tenant, program);
+  retention_.OnProgramEnd(key, RetentionNow(now));
   if (Program* p = programs_.Find(key); p != nullptr) ProgramEnded(p);
   finder_.Forget(tenant, program);
   std::vector<RequestKey> released;
@@ -369,6 +380,7 @@ void RouterCore::EndProgram(std::string_view tenant, std::string_view program, T
 }
 
 void RouterCore::TakeEffects(Effects* out) {
+  SendRetention();
   auto move_all = [](auto& from, auto& to) {
     if (to.empty()) {
       to.swap(from);

@@ -39,6 +39,7 @@
 #include "router/core/program_finder.h"
 #include "router/core/program_size.h"
 #include "router/core/program_table.h"
+#include "router/core/retention.h"
 #include "router/core/sequence.h"
 #include "router/core/tool_stats.h"
 #include "router/core/types.h"
@@ -136,6 +137,7 @@ class RouterCore {
   std::optional<DecisionRecord> DecisionOf(RequestKey key) const;
   const DecisionLog& decisions() const { return decisions_; }
   const DecisionStats& decision_stats() const { return decision_stats_; }
+  const Retention& retention() const { return retention_; }
   const IdentityStats& identity_stats() const { return identity_stats_; }
   const Dag& graph() const { return dag_; }
   // What a waiting request waits for.
@@ -162,15 +164,6 @@ class RouterCore {
   FinishReason FinishOnToken(const Request& r, const Sequence& s, TokenId token) const;
   Request& RequestOf(const Sequence& s);
 
-  // router_identity.cc
-  void Identify(Submission* sub);
-  bool EnterGraph(const Submission& sub, bool* ready, SubmitResult* result);
-  void HoldForGraph(Request* r);
-  void LeaveGraphBounds(Request* r);
-  void ReleaseFromGraph(const std::vector<RequestKey>& released, TimeNs now);
-  void LeaveGraph(RequestKey key, const AgentInfo& agent, const std::string& program, TimeNs now);
-  bool TickWaiting(Request* r, TimeNs now);
-  void CheckIdentity() const;
   // router_programs.cc: what is known of programs, and learned from calls that end
   void JoinProgram(Request* r, TimeNs now);
   void LeaveProgram(const Request& r, EndReason reason, TimeNs now);
@@ -189,6 +182,15 @@ class RouterCore {
   void RecordDecision(const Sequence& s, const Request& r, const CallQueue::Pick& pick, const Placement& p,
                       const PlacementQuery& q);
   void FillRecord(const Sequence& s, const Request& r, DecisionRecord* d) const;
+  // router_identity.cc
+  void Identify(Submission* sub);
+  bool EnterGraph(const Submission& sub, bool* ready, SubmitResult* result);
+  void HoldForGraph(Request* r);
+  void LeaveGraphBounds(Request* r);
+  void ReleaseFromGraph(const std::vector<RequestKey>& released, TimeNs now);
+  void LeaveGraph(RequestKey key, const AgentInfo& agent, const std::string& program, TimeNs now);
+  bool TickWaiting(Request* r, TimeNs now);
+  void CheckIdentity() const;
 
   // router_dispatch.cc: queue and placement
   void Enqueue(Sequence* s, TimeNs now);
@@ -212,6 +214,13 @@ class RouterCore {
   uint32_t ExpectedOutput(const Request& r, const Sequence& s) const;
   Command& Send(WorkerId w, CommandKind kind, const Sequence& s);
   uint64_t BudgetMs(const Request& r, TimeNs now) const;
+
+  // router_retention.cc: where programs' KV stays between their calls
+  RetentionView RetentionNow(TimeNs now) const;
+  void ParkKv(const Sequence& s, TimeNs now);
+  void CallCame(const Request& r, TimeNs now);
+  void PrefetchIfQueued(RequestKey key, TimeNs now);
+  void SendRetention();
 
   // router_events.cc: workers
   Sequence* FindForDecode(WorkerId w, SeqId seq, uint32_t attempt);
@@ -250,6 +259,7 @@ class RouterCore {
   ToolStats tool_stats_;
   DecisionLog decisions_;
   DecisionStats decision_stats_;
+  Retention retention_;
 
   ProgramFinder finder_;
   Dag dag_;

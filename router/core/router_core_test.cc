@@ -366,7 +366,7 @@ TEST_F(CoreTest, ProgramsStickToTheWorkerThatHasTheirBlocks) {
   Token(home, seq, 1, 50);
   Token(home, seq, 1, 1, FinishReason::kStop);
   core_->OnFinished(home, seq, 1, {}, now_);
-  EXPECT_THAT(Kinds(Take()), ::testing::ElementsAre(K::kPark));
+  EXPECT_THAT(Kinds(Take()), ::testing::ElementsAre(K::kRetain));
   // Work elsewhere does not draw it away: its prompt is nearly all cached at home.
   Submit(Sub(64));
   Submit(Sub(64));

@@ -23,6 +23,7 @@ uint64_t RouterCore::BudgetMs(const Request& r, TimeNs now) const {
 void RouterCore::Enqueue(Sequence* s, TimeNs now) {
   const Request& r = RequestOf(*s);
   Program* p = r.program.empty() ? nullptr : programs_.Find(r.program);
+  if (p != nullptr) p->width = std::max(p->width, p->Running());
   s->queued_at = now;
   s->sticky_since = -1;
   QueuePlace place;
@@ -34,7 +35,7 @@ void RouterCore::Enqueue(Sequence* s, TimeNs now) {
   s->phase = SeqPhase::kQueued;
   queue_.Add(s->id, place);
   if (p != nullptr) {
-    if (p->queued.empty()) p->ordered_at = p->attained, p->ordered_straggler = p->width > 1 && p->live_calls == 1;
+    if (p->queued.empty()) p->ordered_at = p->attained, p->ordered_straggler = p->Straggler();
     p->queued.push_back(s->id);
   }
   pump_wanted_ = true;
@@ -63,6 +64,7 @@ void RouterCore::Pump(TimeNs now) {
     while (!queue_.empty() && DispatchOne(now)) {
     }
   } while (pump_wanted_);
+  if (!queue_.empty()) retention_.OnPressure(RetentionNow(now));
 }
 
 uint32_t RouterCore::ExpectedOutput(const Request& r, const Sequence& s) const {
@@ -74,7 +76,7 @@ uint32_t RouterCore::ExpectedOutput(const Request& r, const Sequence& s) const {
     const uint32_t hint = r.sub.agent.osl_hint.value_or(config_.expected_output_tokens);
     return std::min(left, std::clamp<uint32_t>(hint, 1, 8 * config_.expected_output_tokens));
   }
-  const auto likely = static_cast<uint32_t>(r.prediction.Quantile(0.7));
+  const auto likely = static_cast<uint32_t>(r.prediction.Above(kZ70));
   return std::min(left, likely > done ? likely - done : std::max(1u, done / 2));
 }
 

@@ -197,6 +197,7 @@ void RouterCore::OnFinished(WorkerId id, SeqId seq, uint32_t attempt, const Sequ
     t.prefill_wait_ms = totals.prefill_wait_ms;
     t.prefill_ms = totals.prefill_ms;
     t.cached_tokens = totals.cached_tokens;
+    t.host_cached_tokens = totals.host_tokens;
   }
   FinishAndMaybePark(s, now);
   Pump(now);
@@ -262,6 +263,7 @@ void RouterCore::FailOnPrefill(Sequence* s, const WorkerFailure& failure, TimeNs
 void RouterCore::Tick(TimeNs now) {
   TickWorkers(now);
   TickRequests(now);
+  retention_.Tick(RetentionNow(now));
   RetirePrograms(now);
   if (now >= sticky_wake_) pump_wanted_ = true;
   Pump(now);
@@ -326,6 +328,7 @@ TimeNs RouterCore::NextWake() const {
     if (w.linked && !w.sequences.empty()) next = std::min(next, w.last_message + config_.stall_timeout);
   }
   if (!timers_.empty()) next = std::min(next, timers_.begin()->first);
+  next = std::min(next, retention_.NextWake());
   if (!finishing_.empty()) next = std::min(next, finishing_.begin()->first);
   if (no_decode_since_ >= 0 && !queue_.empty()) next = std::min(next, no_decode_since_ + config_.no_worker_grace);
   next = std::min(next, sticky_wake_);

@@ -75,6 +75,7 @@ void RouterCore::HoldForGraph(Request* r) {
   waiting_calls_ += r->sub.n;
   waiting_bytes_ += r->sub.bytes;
   waiting_tokens_ += r->sub.prompt->size();
+  if (Program* p = r->program.empty() ? nullptr : programs_.Find(r->program); p != nullptr) ++p->waiting_calls;
 }
 
 void RouterCore::LeaveGraphBounds(Request* r) {
@@ -83,6 +84,8 @@ void RouterCore::LeaveGraphBounds(Request* r) {
   waiting_calls_ -= r->sub.n;
   waiting_bytes_ -= r->sub.bytes;
   waiting_tokens_ -= r->sub.prompt->size();
+  Program* p = r->program.empty() ? nullptr : programs_.Find(r->program);
+  if (p != nullptr && p->waiting_calls > 0) --p->waiting_calls;
 }
 
 void RouterCore::ReleaseFromGraph(const std::vector<RequestKey>& released, TimeNs now) {

@@ -101,6 +101,7 @@ void RouterCore::DropLink(Worker* w, bool crash, TimeNs now) {
   ++w->link_failures;
   w->retry_at = now + std::min(wait, config_.link_backoff_most);
   EvictSequences(w, crash, now);
+  retention_.OnWorkerGone(w->id);  // sequences of a link that broke have no names any more
   for (auto& [id, other] : workers_.all()) other.peers.erase(w->id);
   NoteDecodePresence(now);
 }
@@ -126,6 +127,7 @@ void RouterCore::LoseWorker(WorkerId id, bool crash, TimeNs now) {
   w->phase = WorkerPhase::kBackoff;
   w->retry_at = std::numeric_limits<TimeNs>::max();
   EvictSequences(w, crash, now);
+  retention_.OnWorkerGone(w->id);  // sequences of a link that broke have no names any more
   effects_.links.push_back({id, false});
   workers_.Remove(id);
   gate_.OnWorkerGone(id);

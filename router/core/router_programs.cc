@@ -66,7 +66,6 @@ void RouterCore::JoinProgram(Request* r, TimeNs now) {
   }
   ++p.calls;
   ++p.live_calls;
-  p.width = std::max(p.width, p.live_calls);
   p.phase = Program::Phase::kCalling;
   p.last_agent = agent;
   if (!agent.workflow_class.empty()) p.workflow_class = agent.workflow_class;
@@ -152,7 +151,7 @@ Order RouterCore::OrderOf(const Sequence& s, const Request& r, const Program* p)
   if (p != nullptr) {
     view.first_arrival = p->age;
     view.calls = p->calls;
-    view.live_calls = p->live_calls;
+    view.live_calls = p->Running();
     view.width = p->width;
     view.attained = p->attained;
     view.path = p->path;
@@ -166,7 +165,7 @@ Order RouterCore::OrderOf(const Sequence& s, const Request& r, const Program* p)
 // so a program of k calls is ordered O(log) times for each, or when one call is left of a fan-out.
 void RouterCore::ReorderProgram(Program* p) {
   if (p->queued.empty()) return;
-  const bool straggler = p->width > 1 && p->live_calls == 1;
+  const bool straggler = p->Straggler();
   const double grown = p->attained - p->ordered_at;
   if (grown * 8 <= p->ordered_at && straggler == p->ordered_straggler) return;
   p->ordered_at = p->attained;

@@ -45,6 +45,7 @@ struct WorkerInfo {
   uint64_t layout_fingerprint = 0;
   uint32_t block_tokens = 16;
   uint32_t num_blocks = 0;
+  uint64_t block_bytes = 0;  // of one KV block; 0 = not said
   uint32_t context_length = 0;
   uint32_t max_batch = 1;
   bool draining = false;
@@ -60,6 +61,9 @@ struct WorkerLoad {
   uint32_t cached_blocks = 0;
   uint64_t preemptions = 0;
   uint64_t steps = 0;
+  uint32_t parked_blocks = 0;
+  uint32_t host_blocks = 0;
+  uint32_t host_total_blocks = 0;
 };
 
 enum class WorkerPhase : uint8_t { kConnecting, kBackoff, kReady, kDraining };
@@ -152,6 +156,7 @@ struct Timeline {
   uint32_t decode_steps = 0;
   double ttft_ms = 0, total_ms = 0;
   uint32_t cached_tokens = 0, migrations = 0, preemptions = 0;
+  uint32_t host_cached_tokens = 0;  // of cached_tokens
   std::string prefill_worker, decode_worker;
 };
 
@@ -178,6 +183,7 @@ struct StepToken {
 struct SequenceTotals {
   uint32_t steps = 0, cached_tokens = 0, preemptions = 0;
   double prefill_wait_ms = 0, prefill_ms = 0, decode_wait_ms = 0, decode_ms = 0;
+  uint32_t host_tokens = 0;  // of cached_tokens
 };
 enum class FailKind : uint8_t { kTooLong, kDeadline, kQueueFull, kHoldExpired, kExecutor };
 struct WorkerFailure {
@@ -205,10 +211,14 @@ enum class CommandKind : uint8_t {
   kAttach,        // D: kv
   kAdmit,         // D: kv, first_token
   kPrefillLocal,  // D
-  kPark,          // D: ttl_ms
+  kRetain,        // D: keep, ttl_ms, worth
+  kPrefetch,      // D: ttl_ms
   kConnectPeer,   // D: peer
   kCancel,        // P or D
 };
+
+// Where a worker is to keep the KV of a sequence that has ended.
+enum class KeepWhere : uint8_t { kDevice, kHost, kDrop };
 
 struct Command {
   WorkerId worker;
@@ -220,6 +230,8 @@ struct Command {
   TokenId first_token = 0;
   uint64_t budget_ms = 0;
   uint64_t ttl_ms = 0;
+  KeepWhere keep = KeepWhere::kDevice;
+  float worth = 1;  // of a block against one of which nothing is known
   int64_t rank = 0;
   WorkerId peer;
 };

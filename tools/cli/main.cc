@@ -22,6 +22,7 @@ constexpr CommandEntry kCommands[] = {
     {"top", "watch a running cluster", RunTop},
     {"why", "why a request waited and went where it went", RunWhy},
     {"bench", "measure: a running server, the model alone, single operations", RunBench},
+    {"sim", "replay agent workloads on a simulated cluster, under each scheduling policy", RunSim},
 #ifdef AGENTSERVE_HAS_OFFLINE
     {"generate", "generate text in this process, without services", RunGenerate},
 #endif

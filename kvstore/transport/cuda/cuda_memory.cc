@@ -80,6 +80,21 @@ class Staging {
 
 }  // namespace
 
+class PinnedHostBuffer final : public HostBuffer {
+ public:
+  PinnedHostBuffer(CudaMemory* memory, PinnedBuffer buffer) : memory_(memory), buffer_(std::move(buffer)) {}
+  ~PinnedHostBuffer() override {
+    const std::lock_guard lock(memory_->mu_);
+    memory_->pinned_.erase(buffer_.data());
+  }
+  std::byte* data() const override { return buffer_.data(); }
+  size_t bytes() const override { return buffer_.bytes(); }
+
+ private:
+  CudaMemory* const memory_;
+  const PinnedBuffer buffer_;
+};
+
 absl::StatusOr<std::array<uint8_t, 16>> DeviceUuid(int device) {
   cudaDeviceProp properties;
   AS_RETURN_IF_ERROR(Check(cudaGetDeviceProperties(&properties, device), "properties of the GPU"));
@@ -119,18 +134,56 @@ absl::StatusOr<std::unique_ptr<CudaMemory>> CudaMemory::Make(int device, const e
 
 std::string CudaMemory::name() const { return base::StrCat("cuda:", device_); }
 
+absl::StatusOr<std::unique_ptr<HostBuffer>> CudaMemory::NewHostBuffer(size_t bytes) {
+  AS_RETURN_IF_ERROR(Check(cudaSetDevice(device_), "select the GPU"));
+  absl::StatusOr<PinnedBuffer> pinned = PinnedBuffer::Make(bytes);
+  if (!pinned.ok()) {
+    return absl::ResourceExhaustedError(base::StrCat("cannot pin ", bytes >> 20, " MiB for KV in host memory (",
+                                                     base::MessageOf(pinned.status()), "); lower --host-kv-mib"));
+  }
+  const std::lock_guard lock(mu_);
+  pinned_.emplace(pinned->data(), bytes);
+  return std::make_unique<PinnedHostBuffer>(this, *std::move(pinned));
+}
+
+bool CudaMemory::IsPinned(const std::byte* host, size_t bytes) {
+  const std::lock_guard lock(mu_);
+  auto after = pinned_.upper_bound(host);
+  if (after == pinned_.begin()) return false;
+  --after;
+  return host + bytes <= after->first + after->second;
+}
+
 absl::Status CudaMemory::CopyOut(std::span<const PieceOut> pieces) {
   AS_ASSIGN_OR_RETURN(const Lanes::Lease lane, pull_lanes_.Take());
   Staging staging(&*lane);
-  for (const PieceOut& p : pieces) AS_RETURN_IF_ERROR(staging.Out(view_.Block(p.block) + p.offset, p.host, p.bytes));
-  return staging.Finish();
+  for (const PieceOut& p : pieces) {
+    const std::byte* device = view_.Block(p.block) + p.offset;
+    if (IsPinned(p.host, p.bytes)) {
+      AS_RETURN_IF_ERROR(Check(cudaMemcpyAsync(p.host, device, p.bytes, cudaMemcpyDeviceToHost, lane->stream()),
+                               "KV copy to the host"));
+    } else {
+      AS_RETURN_IF_ERROR(staging.Out(device, p.host, p.bytes));
+    }
+  }
+  AS_RETURN_IF_ERROR(staging.Finish());
+  return lane->Synchronize();
 }
 
 absl::Status CudaMemory::CopyIn(std::span<const PieceIn> pieces) {
   AS_ASSIGN_OR_RETURN(const Lanes::Lease lane, pull_lanes_.Take());
   Staging staging(&*lane);
-  for (const PieceIn& p : pieces) AS_RETURN_IF_ERROR(staging.In(view_.Block(p.block) + p.offset, p.host, p.bytes));
-  return staging.Finish();
+  for (const PieceIn& p : pieces) {
+    std::byte* device = view_.Block(p.block) + p.offset;
+    if (IsPinned(p.host, p.bytes)) {
+      AS_RETURN_IF_ERROR(Check(cudaMemcpyAsync(device, p.host, p.bytes, cudaMemcpyHostToDevice, lane->stream()),
+                               "KV copy from the host"));
+    } else {
+      AS_RETURN_IF_ERROR(staging.In(device, p.host, p.bytes));
+    }
+  }
+  AS_RETURN_IF_ERROR(staging.Finish());
+  return lane->Synchronize();
 }
 
 absl::Status CudaMemory::Digests(DigestAlgorithm algorithm, std::span<const DigestItem> items,

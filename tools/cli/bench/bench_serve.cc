@@ -247,6 +247,7 @@ int RunBench(int argc, const char* const* argv) {
 #ifdef AGENTSERVE_HAS_OFFLINE
   if (word == "step") return RunBenchStep(argc - 1, argv + 1);
   if (word == "prefill") return RunBenchPrefill(argc - 1, argv + 1);
+  if (word == "calibrate") return RunBenchCalibrate(argc - 1, argv + 1);
 #endif
   if (word == "kernels") return RunBenchKernels(argc - 1, argv + 1);
   if (word == "handoff") return RunBenchHandoff(argc - 1, argv + 1);
@@ -259,6 +260,7 @@ int RunBench(int argc, const char* const* argv) {
 #ifdef AGENTSERVE_HAS_OFFLINE
                "  step     run the model in this process: decode steps over batch sizes and contexts\n"
                "  prefill  run the model in this process: prompts from end to end\n"
+               "  calibrate  run the model in this process: step times for `agentserve sim`\n"
 #else
                ""
 #endif
