@@ -304,14 +304,14 @@ TEST(TenantFile, FillsTheCoresConfig) {
   CoreConfig c;
   const absl::Status s = ReadTenants(R"({"default":{"max_priority":0,"max_strict_tier":0},
     "policies":{"batch":"fifo"},
-    "tenants":{"team-a":{"share":2.5,"class":"batch","max_priority":50,"pin_blocks":100,"workflow_class":"nightly"},
+    "tenants":{"team-a":{"share":2.5,"class":"batch","max_priority":50,"pin_share":0.1,"workflow_class":"nightly"},
                "team-b":{}}})",
                                      "f", &c);
   ASSERT_TRUE(s.ok()) << s;
   EXPECT_EQ(c.tenant_rules.fallback.max_priority, 0);
   EXPECT_EQ(c.tenant_rules.Of("team-a").max_priority, 50);
   EXPECT_EQ(c.tenant_rules.Of("team-a").max_strict_tier, 0U) << "the rest is as the default";
-  EXPECT_EQ(c.tenant_rules.Of("team-a").pin_blocks, 100U);
+  EXPECT_EQ(c.tenant_rules.Of("team-a").pin_share, 0.1);
   EXPECT_EQ(c.tenant_rules.Of("team-b").max_priority, 0);
   EXPECT_EQ(c.tenant_share.at("team-a"), 2.5);
   EXPECT_EQ(c.tenant_class.at("team-a"), "batch");
@@ -329,6 +329,7 @@ TEST(TenantFile, MistakesAreNamed) {
       {R"({"tenants":{"a":{"max_priority":1.5}}})", "whole number"},
       {R"({"tenants":{"a":{"min_priority":5,"max_priority":1}}})", "min_priority is above max_priority"},
       {R"({"tenants":{"a":{"share":0}}})", "share must be a number from"},
+      {R"({"tenants":{"a":{"pin_share":2}}})", "pin_share must be a number from 0 to 1"},
       {R"({"tenants":{"a":{"class":""}}})", "must be a name"},
       {R"({"tenants":{"a":7}})", "tenants.a must be an object"},
       {R"({"policies":{"x":"best"}})", "unknown policy"},
