@@ -191,6 +191,8 @@ class RouterCore {
   void LeaveGraph(RequestKey key, const AgentInfo& agent, const std::string& program, TimeNs now);
   bool TickWaiting(Request* r, TimeNs now);
   void CheckIdentity() const;
+  // router_check.cc
+  void CheckParts() const;
 
   // router_dispatch.cc: queue and placement
   void Enqueue(Sequence* s, TimeNs now);

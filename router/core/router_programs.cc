@@ -144,6 +144,11 @@ Order RouterCore::OrderOf(const Sequence& s, const Request& r, const Program* p)
   call.cost = CostLeft(r, call.generated_tokens);
   call.difficulty = r.difficulty;
   call.agent = &r.sub.agent;
+  if (!r.program.empty()) {
+    const GraphView graph = dag_.ViewOf(r.program, r.sub.agent.call_id);
+    call.last_of_join = graph.join_left == 1 && graph.join_width > 1;
+    call.path_tokens = graph.path_tokens;
+  }
   if (r.sub.oracle) call.oracle = &*r.sub.oracle;
   ProgramView view;
   view.first_arrival = s.arrival;
