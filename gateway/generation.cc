@@ -20,10 +20,13 @@ constexpr int64_t kRetryPollMs = 50;
 // gRPC ends the reads without a status if it cannot parse an event.
 constexpr int64_t kStatusWaitMs = 500;
 constexpr int kMaxAttempts = 2;
+constexpr size_t kMaxToolNameBytes = 128;
 
-ReplyIdentity MakeIdentity(const GenerationStart& start) {
-  return {StrCat(start.parsed.options.chat ? "chatcmpl-" : "cmpl-", base::RandomHex128()), base::UnixSeconds(),
-          start.model};
+// Also names the reply to the router, so that the caller can ask why by the id it sees.
+ReplyIdentity MakeIdentity(GenerationStart* start) {
+  const std::string id = StrCat(start->parsed.options.chat ? "chatcmpl-" : "cmpl-", base::RandomHex128());
+  for (auto& request : start->parsed.requests) request.mutable_trace()->set_response_id(id);
+  return {id, base::UnixSeconds(), start->model};
 }
 
 }  // namespace
@@ -33,7 +36,7 @@ Generation::Generation(const GenerationDeps& deps, GenerationStart start, std::s
       start_(std::move(start)),
       exchange_(std::move(exchange)),
       timer_(exchange_->executor()),
-      assembler_(MakeIdentity(start_), start_.parsed.options, start_.parsed.requests.size(), base::EntropyUint64()),
+      assembler_(MakeIdentity(&start_), start_.parsed.options, start_.parsed.requests.size(), base::EntropyUint64()),
       sources_(start_.parsed.requests.size()),
       last_output_(start_.parsed.requests.size() * start_.parsed.options.n) {
   deps_.metrics->in_flight.Increment();
@@ -162,6 +165,7 @@ bool Generation::OnEvent(size_t source, const pb::GenerateResponse& event, std::
   Source& s = sources_[source];
   if (event.has_accepted()) {
     s.accepted = true;
+    if (source == 0) OnAccepted(event.accepted());
   } else if (event.has_delta()) {
     s.emitted = true;
     ObserveDelta(source, event.delta());
@@ -184,6 +188,28 @@ bool Generation::OnEvent(size_t source, const pb::GenerateResponse& event, std::
     return false;
   }
   return true;
+}
+
+void Generation::OnAccepted(const pb::Accepted& accepted) {
+  // A second try has another id, and headers that went out stay.
+  if (committed_ || !router_request_id_.empty()) return;
+  router_request_id_ = accepted.request_id();
+  start_.headers.emplace_back("x-agentserve-request-id", accepted.request_id());
+  if (!accepted.program_id().empty()) start_.headers.emplace_back("x-agentserve-program-id", accepted.program_id());
+}
+
+// The router learns from it how long tools take, and keeps the program's KV accordingly.
+void Generation::ReportToolCall() {
+  const Choice& choice = assembler_.choices()[0];
+  if (choice.finish_reason() != "tool_calls" || choice.first_call().empty() || router_request_id_.empty()) return;
+  pb::ReportToolRequest report;
+  report.set_tenant_id(start_.parsed.requests[0].agent().tenant_id());
+  report.set_request_id(router_request_id_);
+  report.set_tool_name(choice.first_call().substr(0, kMaxToolNameBytes));
+  report.set_phase(pb::ReportToolRequest::PHASE_START);
+  constexpr int64_t kReportDeadlineMs = 5'000;
+  deps_.router->ReportTool(report, start_.metadata, kReportDeadlineMs,
+                           [](const grpc::Status&, const pb::ReportToolResponse&) {});
 }
 
 void Generation::ObserveDelta(size_t source, const pb::Delta& delta) {
@@ -258,6 +284,7 @@ void Generation::Succeed(std::string* out) {
   deps_.metrics->prompt_length.Observe(static_cast<double>(usage.prompt_tokens));
   deps_.metrics->output_length.Observe(static_cast<double>(usage.completion_tokens));
   for (const Choice& c : assembler_.choices()) deps_.metrics->CountFinish(c.finish_reason());
+  ReportToolCall();
   if (start_.parsed.options.stream) {
     if (!committed_) CommitHeaders(out);
     assembler_.Finish(times, out);

@@ -86,32 +86,63 @@ std::shared_ptr<GenerateCall> RouterClient::Generate(const pb::GenerateRequest& 
   return call;
 }
 
-std::shared_ptr<UnaryHandle> RouterClient::Tokenize(const pb::TokenizeRequest& request, const Metadata& metadata,
-                                                    int64_t deadline_ms, Callback<pb::TokenizeResponse> done) {
-  auto call = std::make_shared<UnaryCall<pb::TokenizeRequest, pb::TokenizeResponse>>();
+template <typename Request, typename Response, typename Begin>
+std::shared_ptr<UnaryHandle> RouterClient::Unary(const Request& request, const Metadata& metadata, int64_t deadline_ms,
+                                                 Callback<Response> done, const Begin& begin) {
+  auto call = std::make_shared<UnaryCall<Request, Response>>();
   call->request = request;
   PrepareContext(call->context, metadata, deadline_ms);
   counter_->Begin();
-  NextStub()->async()->Tokenize(&call->context, &call->request, &call->response,
-                                [call, counter = counter_, done = std::move(done)](grpc::Status status) {
-                                  done(status, call->response);
-                                  counter->End();
-                                });
+  begin(NextStub()->async(), &call->context, &call->request, &call->response,
+        [call, counter = counter_, done = std::move(done)](grpc::Status status) {
+          done(status, call->response);
+          counter->End();
+        });
   return call;
+}
+
+std::shared_ptr<UnaryHandle> RouterClient::Tokenize(const pb::TokenizeRequest& request, const Metadata& metadata,
+                                                    int64_t deadline_ms, Callback<pb::TokenizeResponse> done) {
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->Tokenize(args...); });
 }
 
 std::shared_ptr<UnaryHandle> RouterClient::Detokenize(const pb::DetokenizeRequest& request, const Metadata& metadata,
                                                       int64_t deadline_ms, Callback<pb::DetokenizeResponse> done) {
-  auto call = std::make_shared<UnaryCall<pb::DetokenizeRequest, pb::DetokenizeResponse>>();
-  call->request = request;
-  PrepareContext(call->context, metadata, deadline_ms);
-  counter_->Begin();
-  NextStub()->async()->Detokenize(&call->context, &call->request, &call->response,
-                                  [call, counter = counter_, done = std::move(done)](grpc::Status status) {
-                                    done(status, call->response);
-                                    counter->End();
-                                  });
-  return call;
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->Detokenize(args...); });
+}
+
+std::shared_ptr<UnaryHandle> RouterClient::ReportTool(const pb::ReportToolRequest& request, const Metadata& metadata,
+                                                      int64_t deadline_ms, Callback<pb::ReportToolResponse> done) {
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->ReportTool(args...); });
+}
+
+std::shared_ptr<UnaryHandle> RouterClient::EndProgram(const pb::EndProgramRequest& request, const Metadata& metadata,
+                                                      int64_t deadline_ms, Callback<pb::EndProgramResponse> done) {
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->EndProgram(args...); });
+}
+
+std::shared_ptr<UnaryHandle> RouterClient::DeclareProgram(const pb::DeclareProgramRequest& request,
+                                                          const Metadata& metadata, int64_t deadline_ms,
+                                                          Callback<pb::DeclareProgramResponse> done) {
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->DeclareProgram(args...); });
+}
+
+std::shared_ptr<UnaryHandle> RouterClient::Explain(const pb::ExplainRequest& request, const Metadata& metadata,
+                                                   int64_t deadline_ms, Callback<pb::ExplainResponse> done) {
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->Explain(args...); });
+}
+
+std::shared_ptr<UnaryHandle> RouterClient::ListDecisions(const pb::ListDecisionsRequest& request,
+                                                         const Metadata& metadata, int64_t deadline_ms,
+                                                         Callback<pb::ListDecisionsResponse> done) {
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->ListDecisions(args...); });
 }
 
 std::shared_ptr<UnaryHandle> RouterClient::GetModel(int64_t deadline_ms, Callback<pb::GetModelResponse> done) {

@@ -40,6 +40,16 @@ class RouterClient {
                                         int64_t deadline_ms, Callback<pb::TokenizeResponse> done);
   std::shared_ptr<UnaryHandle> Detokenize(const pb::DetokenizeRequest& request, const Metadata& metadata,
                                           int64_t deadline_ms, Callback<pb::DetokenizeResponse> done);
+  std::shared_ptr<UnaryHandle> ReportTool(const pb::ReportToolRequest& request, const Metadata& metadata,
+                                          int64_t deadline_ms, Callback<pb::ReportToolResponse> done);
+  std::shared_ptr<UnaryHandle> EndProgram(const pb::EndProgramRequest& request, const Metadata& metadata,
+                                          int64_t deadline_ms, Callback<pb::EndProgramResponse> done);
+  std::shared_ptr<UnaryHandle> DeclareProgram(const pb::DeclareProgramRequest& request, const Metadata& metadata,
+                                              int64_t deadline_ms, Callback<pb::DeclareProgramResponse> done);
+  std::shared_ptr<UnaryHandle> Explain(const pb::ExplainRequest& request, const Metadata& metadata, int64_t deadline_ms,
+                                       Callback<pb::ExplainResponse> done);
+  std::shared_ptr<UnaryHandle> ListDecisions(const pb::ListDecisionsRequest& request, const Metadata& metadata,
+                                             int64_t deadline_ms, Callback<pb::ListDecisionsResponse> done);
   std::shared_ptr<UnaryHandle> GetModel(int64_t deadline_ms, Callback<pb::GetModelResponse> done);
 
   // Starts to connect if idle; true if a connection is up.
@@ -48,6 +58,9 @@ class RouterClient {
   bool WaitIdle(int64_t ms) { return counter_->WaitIdle(ms); }
 
  private:
+  template <typename Request, typename Response, typename Begin>
+  std::shared_ptr<UnaryHandle> Unary(const Request& request, const Metadata& metadata, int64_t deadline_ms,
+                                     Callback<Response> done, const Begin& begin);
   size_t NextChannel();
   pb::RouterService::Stub* NextStub() { return stubs_[NextChannel()].get(); }
 

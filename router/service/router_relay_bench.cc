@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "base/rng.h"
 #include "router/service/convert.h"
 #include "router/service/fake_worker.h"
 #include "router/service/router_server.h"
@@ -36,7 +37,8 @@ Submission Sub(uint64_t i, uint32_t prompt) {
   s.request_id = "r";
   auto tokens = std::make_shared<std::vector<TokenId>>(prompt, static_cast<TokenId>(i % 1000 + 1));
   s.prompt = tokens;
-  for (uint64_t b = 0; b < prompt / 16; ++b) s.chain.push_back({i, b});
+  base::SplitMix64 hash(i);
+  for (uint64_t b = 0; b < prompt / 16; ++b) s.chain.push_back({hash.Next(), hash.Next()});
   s.digest = {i, 1};
   s.sampling.max_tokens = 1 << 19;
   s.deadline = int64_t{1} << 60;

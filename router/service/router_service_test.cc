@@ -72,8 +72,8 @@ TEST_F(RouterServiceTest, EndTokenIsCountedButNotShown) {
   EXPECT_EQ(a.ends.at(0).reason(), common::v1::FINISH_REASON_STOP);
   EXPECT_EQ(a.ends.at(0).stop_match(), "<|end_of_text|>");
   EXPECT_EQ(a.ends.at(0).completion_tokens(), want.size());
-  for (int i = 0; i < 200 && d->parks() == 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  EXPECT_EQ(d->parks(), 1u) << "a program's turn that ended by itself is parked";
+  for (int i = 0; i < 200 && d->retains() == 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  EXPECT_EQ(d->retains(), 1u) << "a program's turn that ended by itself is parked";
 }
 
 TEST_F(RouterServiceTest, StopStringEndsTheSequenceAndFreesTheWorker) {
@@ -306,7 +306,8 @@ TEST_F(RouterServiceTest, SlowReaderIsEndedAndHurtsNobody) {
   grpc::ClientContext context;
   auto reader = slow->Generate(&context, req);
   AwaitIdle();
-  EXPECT_TRUE(Generate(Ask("hello", 50)).status.ok());
+  // Few enough tokens to fit the small buffer: this reader may be slow as well on a busy machine.
+  EXPECT_TRUE(Generate(Ask("hello", 10)).status.ok());
   v1::GenerateResponse e;
   while (reader->Read(&e)) {
   }

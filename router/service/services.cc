@@ -40,6 +40,8 @@ StreamOptions OptionsOf(const v1::GenerateRequest& req) {
   o.logprobs = req.sampling().has_top_logprobs();
   o.stop_token_ids.assign(req.sampling().stop_token_ids().begin(), req.sampling().stop_token_ids().end());
   o.trace_label = req.trace().client_request_id();
+  o.response_id = req.trace().response_id();
+  o.previous_response_id = req.agent().previous_response_id();
   return o;
 }
 
@@ -173,25 +175,75 @@ grpc::ServerUnaryReactor* RouterServiceImpl::Cancel(grpc::CallbackServerContext*
 }
 
 grpc::ServerUnaryReactor* RouterServiceImpl::ReportTool(grpc::CallbackServerContext* context,
-                                                        const v1::ReportToolRequest* request, v1::ReportToolResponse*) {
+                                                        const v1::ReportToolRequest* request,
+                                                        v1::ReportToolResponse* response) {
   auto* reactor = context->DefaultReactor();
-  if (request->phase() == v1::ReportToolRequest::PHASE_UNSPECIFIED || request->program_id().empty()) {
-    reactor->Finish(ToGrpc(InvalidField(request->program_id().empty() ? "program_id" : "phase", "is missing")));
+  const bool nameless = request->program_id().empty() && request->request_id().empty();
+  if (request->phase() == v1::ReportToolRequest::PHASE_UNSPECIFIED || nameless) {
+    reactor->Finish(ToGrpc(InvalidField(nameless ? "program_id" : "phase", "is missing")));
     return reactor;
   }
-  p_.shell.loop().Post([&shell = p_.shell, req = *request, reactor] {
-    shell.core().ReportTool(req.tenant_id(), req.program_id(), req.tool_name(),
-                            req.phase() == v1::ReportToolRequest::PHASE_START, shell.now());
+  // Unary requests and responses live until Finish.
+  p_.shell.loop().Post([&shell = p_.shell, request, response, reactor] {
+    response->set_known(shell.ReportTool(*request));
     reactor->Finish(grpc::Status::OK);
   });
   return reactor;
 }
 
 grpc::ServerUnaryReactor* RouterServiceImpl::EndProgram(grpc::CallbackServerContext* context,
-                                                        const v1::EndProgramRequest* request, v1::EndProgramResponse*) {
+                                                        const v1::EndProgramRequest* request,
+                                                        v1::EndProgramResponse* response) {
   auto* reactor = context->DefaultReactor();
-  p_.shell.loop().Post([&shell = p_.shell, req = *request, reactor] {
-    shell.core().EndProgram(req.tenant_id(), req.program_id());
+  if (auto bad = CheckProgramName(request->tenant_id(), request->program_id())) {
+    reactor->Finish(ToGrpc(*bad));
+    return reactor;
+  }
+  p_.shell.loop().Post([&shell = p_.shell, request, response, reactor] {
+    response->set_known(shell.core().KnowsProgram(request->tenant_id(), request->program_id()));
+    shell.core().EndProgram(request->tenant_id(), request->program_id(), shell.now());
+    reactor->Finish(grpc::Status::OK);
+  });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RouterServiceImpl::DeclareProgram(grpc::CallbackServerContext* context,
+                                                            const v1::DeclareProgramRequest* request,
+                                                            v1::DeclareProgramResponse* response) {
+  auto* reactor = context->DefaultReactor();
+  if (auto bad = CheckDeclaration(*request)) {
+    reactor->Finish(ToGrpc(*bad));
+    return reactor;
+  }
+  p_.shell.loop().Post(
+      [&shell = p_.shell, request, response, reactor] { reactor->Finish(shell.DeclareProgram(*request, response)); });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RouterServiceImpl::Explain(grpc::CallbackServerContext* context,
+                                                     const v1::ExplainRequest* request, v1::ExplainResponse* response) {
+  auto* reactor = context->DefaultReactor();
+  p_.shell.loop().Post([&shell = p_.shell, request, response, reactor] {
+    if (shell.Explain(*request, response->mutable_decision())) {
+      reactor->Finish(grpc::Status::OK);
+      return;
+    }
+    Rejection r;
+    r.code = grpc::StatusCode::NOT_FOUND;
+    r.reason = "REQUEST_NOT_FOUND";
+    r.message = base::StrCat("nothing is known of a request \"", request->request_id().substr(0, 64),
+                             "\"; the router remembers the last ", shell.core().config().max_decisions);
+    reactor->Finish(ToGrpc(r));
+  });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RouterServiceImpl::ListDecisions(grpc::CallbackServerContext* context,
+                                                           const v1::ListDecisionsRequest* request,
+                                                           v1::ListDecisionsResponse* response) {
+  auto* reactor = context->DefaultReactor();
+  p_.shell.loop().Post([&shell = p_.shell, request, response, reactor] {
+    shell.ListDecisions(*request, response);
     reactor->Finish(grpc::Status::OK);
   });
   return reactor;

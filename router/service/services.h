@@ -35,6 +35,13 @@ class RouterServiceImpl final : public v1::RouterService::CallbackService {
                                        v1::ReportToolResponse* response) override;
   grpc::ServerUnaryReactor* EndProgram(grpc::CallbackServerContext* context, const v1::EndProgramRequest* request,
                                        v1::EndProgramResponse* response) override;
+  grpc::ServerUnaryReactor* DeclareProgram(grpc::CallbackServerContext* context,
+                                           const v1::DeclareProgramRequest* request,
+                                           v1::DeclareProgramResponse* response) override;
+  grpc::ServerUnaryReactor* Explain(grpc::CallbackServerContext* context, const v1::ExplainRequest* request,
+                                    v1::ExplainResponse* response) override;
+  grpc::ServerUnaryReactor* ListDecisions(grpc::CallbackServerContext* context, const v1::ListDecisionsRequest* request,
+                                          v1::ListDecisionsResponse* response) override;
   grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context, const v1::GetModelRequest* request,
                                      v1::GetModelResponse* response) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,

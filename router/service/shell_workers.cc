@@ -251,7 +251,7 @@ void Shell::OnDecodeMessage(WorkerId w, decode::v1::RunResponse& m) {
       const auto& f = m.finished();
       core_->OnFinished(w, seq, attempt,
                         {f.steps(), f.cached_tokens(), f.preemptions(), f.prefill_wait_ms(), f.prefill_ms(),
-                         f.decode_wait_ms(), f.decode_ms()},
+                         f.decode_wait_ms(), f.decode_ms(), f.host_tokens()},
                         now_);
       break;
     }

@@ -33,6 +33,10 @@ struct StreamOptions {
   bool logprobs = false;
   std::vector<TokenId> stop_token_ids;
   std::string trace_label;  // client's request id, for logs
+  std::string response_id;  // of the reply this is part of
+  std::string previous_response_id;
+  std::string program_id;  // as the router understood the call
+  Identity identity = Identity::kNone;
 };
 
 // Single-threaded.
