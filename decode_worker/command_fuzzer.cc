@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <span>
+#include <vector>
 
 #include "agentserve/decode/v1/decode.pb.h"
 #include "base/check.h"
@@ -31,6 +32,9 @@ Options SmallWorker() {
   o.queue.max_waiting = 8;
   o.queue.max_waiting_tokens = 256;
   o.vocab_size = 256;
+  o.tiers.host_slots = 10;
+  o.tiers.block_bytes = 64;
+  o.tiers.copy_blocks = 3;
   return o;
 }
 
@@ -49,14 +53,16 @@ class Rig {
       return core_.Step(reserve, now_);
     }
     const auto it = ids_.find(request.seq() % 16);
-    if (it == ids_.end() || !open_[it->second]) return;
+    if (it == ids_.end()) return;
     const SeqId id = it->second;
+    if (request.has_retain()) core_.Step(Retain{id, FromWire(request.retain())}, now_);
+    if (request.has_prefetch()) core_.Step(Prefetch{id, worker::BudgetNs(request.prefetch().ttl_ms())}, now_);
+    if (!open_[id]) return;
     if (request.has_attach()) core_.Step(Attach{id, FromWire(request.attach().kv())}, now_);
     if (request.has_admit()) core_.Step(Admit{id, request.admit().first_token(), FromWire(request.admit().kv())}, now_);
     if (request.has_prefill_local()) core_.Step(PrefillLocal{id}, now_);
     if (request.has_preempt()) core_.Step(Preempt{id}, now_);
     if (request.has_cancel()) core_.Step(Cancel{id}, now_);
-    if (request.has_park()) core_.Step(Park{id, worker::BudgetNs(request.park().ttl_ms())}, now_);
   }
 
   // Ends the pull of a sequence the way a puller would: kOk only after FinishPull.
@@ -70,6 +76,19 @@ class Rig {
       core_.Step(ended, now_);
       return;
     }
+  }
+
+  // Ends a copy to or from the host: all of it, a part, or with a block that is not what was stored.
+  void EndCopy(uint8_t which) {
+    if (copies_.empty()) return;
+    const auto it = copies_.begin() + which % copies_.size();
+    const engine::HostCopy copy = std::move(*it);
+    copies_.erase(it);
+    const auto blocks = static_cast<uint32_t>(copy.blocks.size());
+    engine::CopyEnded ended{copy.job, blocks, false, 1000};
+    if (which & 64) ended.good = which % blocks;
+    if (!copy.to_host && ended.good < blocks) ended.corrupt = (which & 128) != 0;
+    core_.Step(ended, now_);
   }
 
   void Pass(uint8_t ms) {
@@ -110,6 +129,7 @@ class Rig {
     for (const Effect& effect : core_.TakeEffects()) {
       if (const auto* start = std::get_if<StartPull>(&effect)) pulls_[start->seq] = false;
       if (const auto* finish = std::get_if<FinishPull>(&effect)) pulls_[finish->seq] = true;
+      if (const auto* copy = std::get_if<engine::HostCopy>(&effect)) copies_.push_back(*copy);
       if (const auto* closed = std::get_if<Closed>(&effect)) {
         AS_CHECK(open_[closed->seq]) << "closed twice: " << closed->seq;
         open_[closed->seq] = false;
@@ -122,7 +142,8 @@ class Rig {
   base::TimeNs now_ = 1;
   uint64_t minted_ = 0;
   std::map<uint64_t, SeqId> ids_;
-  std::map<SeqId, bool> open_;   // accepted and not closed
+  std::map<SeqId, bool> open_;  // accepted and not closed
+  std::vector<engine::HostCopy> copies_;
   std::map<SeqId, bool> pulls_;  // running pulls; true after FinishPull
 };
 
@@ -139,6 +160,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       rig.EndPull(n);
     } else if (what % 4 == 3) {
       rig.Pass(n);
+      rig.EndCopy(n);
     } else {
       const size_t length = std::min<size_t>(n, in.size());
       rig.Command(in.first(length));

@@ -66,14 +66,19 @@ void PullMetrics::Update(const CoreStats& stats) {
   last_ = stats;
 }
 
-Loop::Loop(const worker::RunLoopOptions& options, const Options& core, const kvstore::PeerOptions& peers)
+Loop::Loop(const worker::RunLoopOptions& options, const Options& core, const kvstore::PeerOptions& peers,
+           std::unique_ptr<worker::HostStore> host)
     : RunLoop(options),
       context_length_(core.planner.context_length),
       core_(core),
       pull_metrics_(options.metrics),
+      tier_metrics_(options.metrics, options.pool->layout().BlockBytes()),
       pullers_(peers, options.pool,
                {[this](PullEnded ended) { PostInternal(std::move(ended)); },
-                [this](PeerStatus status) { PostInternal(std::move(status)); }}) {}
+                [this](PeerStatus status) { PostInternal(std::move(status)); }}),
+      host_(std::move(host)) {
+  if (host_) host_->Start([this](CopyEnded ended) { PostInternal(ended); });
+}
 
 void Loop::OnCommand(const Wire& from, const wire::RunRequest& request, base::TimeNs now) {
   if (request.has_connect_peer()) {
@@ -92,10 +97,11 @@ void Loop::OnCommand(const Wire& from, const wire::RunRequest& request, base::Ti
     core_.Step(reserve, now);
     return;
   }
-  if (request.has_park()) {
-    if (const auto id = table_.FindOrRemembered(from)) {
-      core_.Step(Park{*id, worker::BudgetNs(request.park().ttl_ms())}, now);
-    }
+  if (request.has_retain() || request.has_prefetch()) {
+    const std::optional<SeqId> id = table_.FindOrRemembered(from);
+    if (!id) return;
+    if (request.has_retain()) core_.Step(Retain{*id, FromWire(request.retain())}, now);
+    if (request.has_prefetch()) core_.Step(Prefetch{*id, worker::BudgetNs(request.prefetch().ttl_ms())}, now);
     return;
   }
   const std::optional<SeqId> id = table_.Find(from);
@@ -111,6 +117,9 @@ void Loop::OnInternal(InternalEvent event, base::TimeNs now) {
   if (const PullEnded* ended = std::get_if<PullEnded>(&event)) {
     pullers_.Forget(ended->seq);
     core_.Step(*ended, now);
+  } else if (const CopyEnded* copied = std::get_if<CopyEnded>(&event)) {
+    core_.Step(*copied, now);
+    tier_metrics_.Update(core_.tiers(), core_.pool());
   } else {
     AnswerPeer(std::get<PeerStatus>(event));
   }
@@ -134,7 +143,9 @@ void Loop::OnStepDone(absl::Status status, engine::StepOutput output, std::vecto
                       base::TimeNs started, base::TimeNs ended) {
   last_step_ms_ = base::ToMs(ended - started);
   core_.Step(StepDone{std::move(status), std::move(output), std::move(digests)}, ended);
+  core_.set_prefill_rate(step_metrics_.prefill_tokens_per_s());
   pull_metrics_.Update(core_.core_stats());
+  tier_metrics_.Update(core_.tiers(), core_.pool());
 }
 
 void Loop::ApplyEffects(base::TimeNs) {
@@ -144,7 +155,13 @@ void Loop::ApplyEffects(base::TimeNs) {
 void Loop::Apply(const Reserved& e) {
   wire::RunResponse response;
   response.mutable_reserved()->set_cached_tokens(e.cached_tokens);
+  response.mutable_reserved()->set_host_tokens(e.host_tokens);
   SendTo(e.seq, std::move(response));
+}
+
+void Loop::Apply(HostCopy& e) {
+  AS_CHECK(host_ != nullptr) << "the core copies to a host tier that does not exist";
+  host_->Post(std::move(e));
 }
 
 void Loop::Apply(const KvReady& e) {
@@ -179,11 +196,13 @@ void Loop::Apply(const StepTokens& e) {
 }
 
 void Loop::Apply(const Finished& e) {
+  tier_metrics_.OnHit(e.cached_tokens, e.host_tokens);
   if (e.prefill_ns > 0) step_metrics_.OnPrefill(e.prefill_wait_ns, e.prefill_ns);
   wire::RunResponse response;
   wire::Finished* finished = response.mutable_finished();
   finished->set_steps(e.steps);
   finished->set_cached_tokens(e.cached_tokens);
+  finished->set_host_tokens(e.host_tokens);
   finished->set_prefill_wait_ms(base::ToMs(e.prefill_wait_ns));
   finished->set_prefill_ms(base::ToMs(e.prefill_ns));
   finished->set_decode_wait_ms(base::ToMs(e.decode_wait_ns));

@@ -8,13 +8,15 @@
 #include "agentserve/decode/v1/decode.grpc.pb.h"
 #include "decode_worker/core/core.h"
 #include "decode_worker/puller.h"
+#include "worker/host_store.h"
 #include "worker/run_loop.h"
+#include "worker/tier_metrics.h"
 
 namespace agentserve::decode_worker {
 
 namespace wire = agentserve::decode::v1;
 
-using InternalEvent = std::variant<PullEnded, PeerStatus>;
+using InternalEvent = std::variant<PullEnded, PeerStatus, CopyEnded>;
 
 // Figures of pulls.
 class PullMetrics {
@@ -39,7 +41,9 @@ class PullMetrics {
 
 class Loop final : public worker::RunLoop<wire::RunRequest, wire::RunResponse, InternalEvent> {
  public:
-  Loop(const worker::RunLoopOptions& options, const Options& core, const kvstore::PeerOptions& peers);
+  // `host` null: no host tier (core.tiers.host_slots is 0 then).
+  Loop(const worker::RunLoopOptions& options, const Options& core, const kvstore::PeerOptions& peers,
+       std::unique_ptr<worker::HostStore> host);
 
  private:
   void OnCommand(const Wire& from, const wire::RunRequest& request, base::TimeNs now) override;
@@ -50,6 +54,7 @@ class Loop final : public worker::RunLoop<wire::RunRequest, wire::RunResponse, I
                   base::TimeNs ended) override;
   const engine::PlannedStep* PlanStep(base::TimeNs now) override { return core_.PlanStep(now); }
   std::vector<engine::BlockChange> TakeBlockChanges() override { return core_.TakeBlockChanges(); }
+  std::vector<engine::HostTier::Change> TakeHostChanges() override { return core_.TakeHostChanges(); }
   void ApplyEffects(base::TimeNs now) override;
   base::TimeNs NextDeadline() const override { return core_.NextDeadline(); }
   bool Idle() const override { return core_.size() == 0 && core_.pulling() == 0; }
@@ -61,6 +66,7 @@ class Loop final : public worker::RunLoop<wire::RunRequest, wire::RunResponse, I
   void Apply(StartPull& e) { pullers_.Start(std::move(e)); }
   void Apply(FinishPull& e) { pullers_.Finish(std::move(e)); }
   void Apply(const AbortPull& e) { pullers_.Abort(e.seq); }
+  void Apply(HostCopy& e);
   void Apply(const KvReady& e);
   void Apply(const StepTokens& e);
   void Apply(const Finished& e);
@@ -71,10 +77,12 @@ class Loop final : public worker::RunLoop<wire::RunRequest, wire::RunResponse, I
   const uint32_t context_length_;
   Core core_;
   PullMetrics pull_metrics_;
+  worker::TierMetrics tier_metrics_;
   double last_step_ms_ = 0;
   // Who asked to connect a peer, by worker id; asked again, the newest one.
   std::map<std::string, worker::SessionId> peer_askers_;
-  Pullers pullers_;  // last: its threads post to what is above
+  Pullers pullers_;  // last, with the next one: their threads post to what is above
+  std::unique_ptr<worker::HostStore> host_;
 };
 
 // The service; Run hands each stream to the loop.

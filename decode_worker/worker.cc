@@ -23,6 +23,7 @@ Options CoreOptions(worker::Node* node) {
   o.pool = {node->pool()->options().num_blocks, node->options().prefix_cache};
   o.planner = node->PlannerOptions();
   o.vocab_size = node->model().vocab_size;
+  o.tiers = node->TierOptions();
   return o;
 }
 
@@ -41,7 +42,8 @@ kvstore::PeerOptions PeerOptions(worker::Node* node) {
 }  // namespace
 
 Worker::Worker(worker::Node* node, worker::BlockListener* listener)
-    : loop_(LoopOptions(node, listener), CoreOptions(node), PeerOptions(node)), service_(&loop_) {}
+    : loop_(LoopOptions(node, listener), CoreOptions(node), PeerOptions(node), node->TakeHostStore()),
+      service_(&loop_) {}
 
 Worker::~Worker() {
   loop_.Stop();

@@ -56,13 +56,16 @@ Sequence& Planner::Get(SeqId id) {
 
 void Planner::MakeRunnable(SeqId id) {
   Sequence& seq = Get(id);
-  AS_CHECK(!seq.io) << "sequence " << id << " is still being written";
   if (seq.runnable) return;
   seq.runnable = true;
-  if (seq.phase == Sequence::Phase::kDormant) {
-    seq.phase = Sequence::Phase::kWaiting;
-    waiting_.insert(KeyOf(seq));
-  }
+  Requeue(id);
+}
+
+void Planner::Requeue(SeqId id) {
+  Sequence& seq = Get(id);
+  if (seq.phase != Sequence::Phase::kDormant) return;
+  seq.phase = Sequence::Phase::kWaiting;
+  waiting_.insert(KeyOf(seq));
 }
 
 void Planner::Reorder(SeqId id, int64_t rank) {
@@ -180,7 +183,11 @@ bool Planner::MakeRoom(const Sequence& seq) {
   }
   const SeqId lowest = active_.rbegin()->id;
   if (lowest == seq.id) {
-    AS_CHECK_GT(active_.size(), 1u) << "sequence " << seq.id << " was admitted but does not fit the pool";
+    if (active_.size() == 1) {  // a copy to the host holds the rest; it ends soon
+      AS_CHECK_GT(pool_->held() + pool_->writing(), seq.blocks.size())
+          << "sequence " << seq.id << " was admitted but does not fit the pool";
+      return false;
+    }
     Preempt(seq.id);
     return false;
   }
@@ -242,7 +249,7 @@ const PlannedStep* Planner::Plan() {
   order.reserve(active_.size());
   for (const Key& key : active_) order.push_back(key.id);
   const auto usable = [](const Sequence& s) {
-    return s.phase == Sequence::Phase::kActive && s.runnable && s.fate == Sequence::Fate::kKeep;
+    return s.phase == Sequence::Phase::kActive && s.runnable && !s.io && s.fate == Sequence::Fate::kKeep;
   };
   for (SeqId id : order) {  // decodes
     Sequence& seq = Get(id);
@@ -259,7 +266,7 @@ const PlannedStep* Planner::Plan() {
     steps_.pop_back();
     return nullptr;
   }
-  step->number = ++stats_.steps;
+  step->number = step->plan.number = ++stats_.steps;
   return step;
 }
 
@@ -277,6 +284,7 @@ void Planner::ApplySeals(const PlannedStep& step, const std::vector<uint64_t>& d
       if ((request.index + 1) * options_.block_tokens > known.size()) continue;
       ExtendChain(seq.root, known, options_.block_tokens, &seq.chain);
       info.hash = seq.chain[request.index];
+      if (request.index > 0) info.parent = seq.chain[request.index - 1];
       seq.sealed = request.index + 1;
     }
     pool_->Seal(request.block, info);
@@ -361,10 +369,23 @@ void Planner::SealWritten(Sequence* seq, uint32_t tokens, const std::vector<uint
   ExtendChain(seq->root, seq->tokens, options_.block_tokens, &seq->chain);
   for (; seq->sealed < full; ++seq->sealed) {
     const uint32_t i = seq->sealed;
-    pool_->Seal(seq->blocks[i], {seq->chain[i], digests[i], options_.block_tokens});
+    const base::Hash128 parent = i > 0 ? seq->chain[i - 1] : base::Hash128{};
+    pool_->Seal(seq->blocks[i], {seq->chain[i], digests[i], options_.block_tokens, parent});
   }
   seq->computed = tokens;
   CountPrefill(seq);
+}
+
+void Planner::SealCached(Sequence* seq, const std::vector<uint64_t>& digests) {
+  AS_CHECK(seq->computed == seq->sealed * options_.block_tokens && !seq->busy()) << "sequence " << seq->id;
+  AS_CHECK_LT((seq->sealed + digests.size()) * options_.block_tokens, seq->tokens.size()) << "sequence " << seq->id;
+  for (const uint64_t digest : digests) {
+    const uint32_t i = seq->sealed++;
+    const base::Hash128 parent = i > 0 ? seq->chain[i - 1] : base::Hash128{};
+    pool_->Seal(seq->blocks[i], {seq->chain[i], digest, options_.block_tokens, parent});
+  }
+  seq->computed = seq->sealed * options_.block_tokens;
+  if (!seq->counted) seq->cached_tokens = seq->computed;
 }
 
 void Planner::CountPrefill(Sequence* seq) {

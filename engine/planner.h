@@ -102,8 +102,11 @@ class Planner {
   // Null if unknown. The pointer is valid until the sequence is removed.
   Sequence* Find(SeqId id);
   const Sequence* Find(SeqId id) const { return const_cast<Planner*>(this)->Find(id); }
-  // KV of tokens [0, computed) is in the blocks now, or nowhere (computed = 0, dormant). Then it takes part.
+  // KV of tokens [0, computed) is in the blocks now, or nowhere (computed = 0, dormant). It takes part in steps, once
+  // it is not `io` (any more).
   void MakeRunnable(SeqId id);
+  // A dormant sequence waits for blocks again, as it did before it was first admitted.
+  void Requeue(SeqId id);
   // Changes the place of a sequence.
   void Reorder(SeqId id, int64_t rank);
 
@@ -131,6 +134,9 @@ class Planner {
   // Names and seals the blocks of tokens [0, tokens) that somebody else wrote. `digests`: one per block of the
   // sequence, of which sealed ones are skipped.
   void SealWritten(Sequence* seq, uint32_t tokens, const std::vector<uint64_t>& digests);
+  // Names and seals the full blocks [seq->sealed, seq->sealed + digests.size()), which came out of a cache: unlike
+  // SealWritten this is a prefix hit, and the rest of the prompt is still to be computed.
+  void SealCached(Sequence* seq, const std::vector<uint64_t>& digests);
 
   // Sequences preempted by Plan although somebody outside writes their blocks: the owner must stop the writer and call
   // EndIo.

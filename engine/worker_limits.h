@@ -37,6 +37,9 @@ struct Load {
   uint32_t cached_blocks = 0;
   uint64_t preemptions = 0;
   uint64_t steps = 0;
+  uint32_t parked_blocks = 0;      // pinned for a program's next turn
+  uint32_t host_blocks = 0;        // in host memory
+  uint32_t host_total_blocks = 0;  // that fit there; 0 = no host tier
   bool operator==(const Load&) const = default;
 };
 

@@ -49,6 +49,9 @@ void ToWire(const engine::Load& load, wire::WorkerLoad* out) {
   out->set_cached_blocks(load.cached_blocks);
   out->set_preemptions(load.preemptions);
   out->set_steps(load.steps);
+  out->set_parked_blocks(load.parked_blocks);
+  out->set_host_blocks(load.host_blocks);
+  out->set_host_total_blocks(load.host_total_blocks);
 }
 
 wire::FinishReason ToWire(engine::FinishReason reason) {

@@ -46,6 +46,11 @@ void AddFlags(base::FlagSet* flags, NodeOptions* o) {
       "KV cache");
   flags->Add("gpu-memory-utilization", &o->gpu_memory_utilization,
              "share of the GPU's memory for weights, workspaces and KV pool together; 0.05 to 1", "KV cache");
+  flags->Add(
+      "host-kv-mib", &o->host_kv_mib,
+      "host memory for KV of agents that wait for a tool; 0 = none; -1 = none on prefill workers; on decode workers as "
+      "much as the pool, at most 1/8 of free memory, or on a GPU 4 times the pool, at most 1/4 of free memory and 8192",
+      "KV cache");
   flags->Add("block-tokens", &o->block_tokens, "tokens per KV block; equal in the whole cluster", "KV cache");
   flags->Add("prefix-cache", &o->prefix_cache, "reuse the KV of equal prompt beginnings", "KV cache");
   flags->Add("kv-transport", &o->kv_transport,
@@ -79,6 +84,7 @@ absl::Status CheckOptions(const NodeOptions& o) {
   if (!(o.gpu_memory_utilization >= 0.05 && o.gpu_memory_utilization <= 1)) {
     return bad("gpu-memory-utilization", o.gpu_memory_utilization, "0.05 to 1");
   }
+  if (o.host_kv_mib < -1) return bad("host-kv-mib", o.host_kv_mib, "-1 (automatic), 0 (none) or more");
   if (o.port < 0 || o.port > 65535) return bad("port", o.port, "0 to 65535");
   if (o.metrics_port < -1 || o.metrics_port > 65535) return bad("metrics-port", o.metrics_port, "-1 to 65535");
   if (o.drain_timeout_s < 0) return bad("drain-timeout-s", o.drain_timeout_s, "0 or more");
@@ -163,6 +169,7 @@ absl::Status Node::OpenPool() {
     AS_ASSIGN_OR_RETURN(device_memory, kvstore::NewDeviceMemory(model_.cuda_device, model_.layout, sizing_.num_blocks));
   }
   AS_ASSIGN_OR_RETURN(pool_, kvstore::KvPool::Create(pool, std::move(device_memory)));
+  AS_RETURN_IF_ERROR(OpenHostStore());
   AS_ASSIGN_OR_RETURN(executor_, model_.new_executor(pool_->view()));
   if (options_.pipeline_steps == "on" && executor_->depth() == 1) {
     executor_ = std::make_unique<ThreadedExecutor>(std::move(executor_));
@@ -176,6 +183,34 @@ absl::Status Node::OpenPool() {
   }
   transfer_ = std::make_unique<kvstore::TransferService>(pool_.get());
   return absl::OkStatus();
+}
+
+absl::Status Node::OpenHostStore() {
+  HostTierInput in;
+  in.layout = model_.layout;
+  in.pool_blocks = sizing_.num_blocks;
+  in.memory_mib = options_.prefix_cache ? options_.host_kv_mib : 0;
+  in.available_bytes = AvailableMemoryBytes();
+  in.on_gpu = model_.cuda_device >= 0;
+  in.by_default = role_ == Role::kDecode;  // what a program continues is on the decode worker
+  AS_ASSIGN_OR_RETURN(const HostTierSizing sizing, SizeHostTier(in));
+  AS_LOG(kInfo, "host_kv.sized") << Field("blocks", sizing.slots) << Field("why", sizing.explanation);
+  if (sizing.slots == 0) return absl::OkStatus();
+  host_slots_ = sizing.slots;
+  AS_ASSIGN_OR_RETURN(host_store_, HostStore::Create(pool_.get(), host_slots_));
+  return absl::OkStatus();
+}
+
+engine::KvTiers::Options Node::TierOptions() const {
+  engine::KvTiers::Options o;
+  o.host_slots = host_slots_;
+  o.block_tokens = model_.layout.block_tokens;
+  o.block_bytes = model_.layout.BlockBytes();
+  // Until copies have been measured: PCIe 5 x16 from pinned memory, or one thread's memcpy.
+  o.host_bytes_per_s = model_.cuda_device >= 0 ? 40e9 : 5e9;
+  // A copy of about 16 MiB: a third of a millisecond on PCIe 5, three by one thread.
+  o.copy_blocks = static_cast<uint32_t>(std::clamp<uint64_t>((16 << 20) / o.block_bytes, 1, 256));
+  return o;
 }
 
 engine::Planner::Options Node::PlannerOptions() const {
@@ -197,7 +232,7 @@ agentserve::common::v1::KvEndpoint Node::Endpoint() const {
   endpoint.set_grpc_address(address_);
   kvstore::ToProto(model_.layout, endpoint.mutable_layout());
   endpoint.set_num_blocks(sizing_.num_blocks);
-  endpoint.set_digest(kvstore::ToProto(pool_->memory().facts().digest));
+  endpoint.set_host_blocks(host_slots_);
   return endpoint;
 }
 

@@ -18,6 +18,7 @@
 #include "kvstore/transport/peer_proto.h"
 #include "kvstore/transport/pool_exporter.h"
 #include "kvstore/transport/transfer_service.h"
+#include "worker/host_store.h"
 #include "worker/pool_sizing.h"
 #include "worker/registrar.h"
 
@@ -44,6 +45,7 @@ struct NodeOptions {
   std::string run_dir;
   int64_t kv_blocks = 0;
   int64_t kv_memory_mib = 0;
+  int64_t host_kv_mib = -1;
   double gpu_memory_utilization = 0.9;
   int block_tokens = 16;
   int max_batch = 0;
@@ -88,6 +90,9 @@ class Node {
   base::Metrics* metrics() { return &metrics_; }
   // What both cores are built from.
   engine::Planner::Options PlannerOptions() const;
+  engine::KvTiers::Options TierOptions() const;
+  // The memory below the pool, for the loop that copies to it; null if there is none. Once.
+  std::unique_ptr<HostStore> TakeHostStore() { return std::move(host_store_); }
   // How peers reach the pool. The address is known after Listen.
   agentserve::common::v1::KvEndpoint Endpoint() const;
   std::string address() const { return address_; }
@@ -105,6 +110,7 @@ class Node {
  private:
   Node(const NodeOptions& options, const ModelInfo& model, Role role);
   absl::Status OpenPool();
+  absl::Status OpenHostStore();
 
   const NodeOptions options_;
   const ModelInfo model_;
@@ -115,6 +121,8 @@ class Node {
   std::string address_;
   int port_ = 0, metrics_port_ = -1;
   std::unique_ptr<kvstore::KvPool> pool_;
+  std::unique_ptr<HostStore> host_store_;
+  uint32_t host_slots_ = 0;
   std::unique_ptr<engine::Executor> executor_;
   std::unique_ptr<kvstore::PoolExporter> exporter_;
   std::unique_ptr<kvstore::TransferService> transfer_;

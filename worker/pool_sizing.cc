@@ -21,6 +21,7 @@ constexpr uint64_t kDeviceRounds = 4;
 constexpr uint64_t kDeviceMargin = 1024 * kMib;
 // A pool that is committed at start and is smaller than this serves nobody.
 constexpr uint64_t kLeastBlocks = 4;
+constexpr uint64_t kMaxAutoPinned = 8192 * kMib;
 
 std::string Mib(uint64_t bytes) { return base::StrCat(bytes / kMib, " MiB"); }
 
@@ -106,6 +107,35 @@ absl::StatusOr<PoolSizing> SizePool(const PoolSizingInput& in) {
       out.context_length < in.model_context
           ? base::StrCat(" (the model could take ", in.model_context, ": raise --kv-memory-mib to serve it)")
           : std::string());
+  return out;
+}
+
+absl::StatusOr<HostTierSizing> SizeHostTier(const HostTierInput& in) {
+  HostTierSizing out;
+  const uint64_t block_bytes = in.layout.BlockBytes();
+  if (in.memory_mib == 0 || (in.memory_mib < 0 && !in.by_default)) {
+    out.explanation = "off (see --host-kv-mib)";
+    return out;
+  }
+  uint64_t bytes = 0;
+  std::string source = "--host-kv-mib";
+  if (in.memory_mib > 0) {
+    bytes = static_cast<uint64_t>(in.memory_mib) * kMib;
+    if (bytes > in.available_bytes) {
+      return absl::InvalidArgumentError(base::StrCat("--host-kv-mib asks for ", in.memory_mib, " MiB but ",
+                                                     Mib(in.available_bytes), " of memory are available; lower it"));
+    }
+  } else {
+    const uint64_t pool = uint64_t{in.pool_blocks} * block_bytes;
+    bytes = in.on_gpu ? std::min<uint64_t>({4 * pool, in.available_bytes / 4, kMaxAutoPinned})
+                      : std::min<uint64_t>(pool, in.available_bytes / 8);
+    source = in.on_gpu ? base::StrCat("min(4 x pool, 1/4 of ", Mib(in.available_bytes), " available, ",
+                                      Mib(kMaxAutoPinned), ")")
+                       : base::StrCat("min(pool, 1/8 of ", Mib(in.available_bytes), " available)");
+  }
+  out.slots = static_cast<uint32_t>(std::min(bytes / block_bytes, kMaxBlocks));
+  out.explanation = base::StrCat(source, ": ", out.slots, " blocks = ", Mib(out.slots * block_bytes), " = ",
+                                 uint64_t{out.slots} * in.layout.block_tokens, " tokens");
   return out;
 }
 

@@ -25,10 +25,9 @@ std::optional<SeqId> SessionTable::Find(const Wire& wire) const {
 
 std::optional<SeqId> SessionTable::FindOrRemembered(const Wire& wire) const {
   if (const auto live = Find(wire)) return live;
-  for (const auto& [old, id] : remembered_) {
-    if (old.session == wire.session && old.seq == wire.seq && old.attempt == wire.attempt) return id;
-  }
-  return std::nullopt;
+  const auto it = remembered_.find(FullKeyOf(wire));
+  if (it == remembered_.end()) return std::nullopt;
+  return it->second;
 }
 
 const SessionTable::Wire* SessionTable::WireOf(SeqId id) const {
@@ -40,8 +39,12 @@ void SessionTable::Erase(SeqId id) {
   const auto it = by_id_.find(id);
   if (it == by_id_.end()) return;
   by_wire_.erase({it->second.session, it->second.seq});
-  remembered_.emplace_back(it->second, id);
-  if (remembered_.size() > kMaxRemembered) remembered_.pop_front();
+  const FullKey key = FullKeyOf(it->second);
+  if (remembered_.insert_or_assign(key, id).second) remembered_order_.push_back(key);
+  if (remembered_order_.size() > kMaxRemembered) {
+    remembered_.erase(remembered_order_.front());
+    remembered_order_.pop_front();
+  }
   by_id_.erase(it);
 }
 

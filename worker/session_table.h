@@ -9,6 +9,7 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -20,8 +21,9 @@ using SessionId = uint64_t;
 
 class SessionTable {
  public:
-  // Ended sequences that can still be named (Park comes after the end).
-  static constexpr size_t kMaxRemembered = 256;
+  // Ended sequences that can still be named (Retain and Prefetch come after the end), as many as the core remembers:
+  // 160 KiB.
+  static constexpr size_t kMaxRemembered = 4096;
 
   struct Wire {
     SessionId session = 0;
@@ -52,7 +54,10 @@ class SessionTable {
   };
   std::map<Key, Live> by_wire_;
   std::map<engine::SeqId, Wire> by_id_;
-  std::deque<std::pair<Wire, engine::SeqId>> remembered_;
+  using FullKey = std::tuple<SessionId, uint64_t, uint32_t>;
+  static FullKey FullKeyOf(const Wire& w) { return {w.session, w.seq, w.attempt}; }
+  std::map<FullKey, engine::SeqId> remembered_;
+  std::deque<FullKey> remembered_order_;  // oldest first
   uint64_t next_id_ = 1;
 };
 

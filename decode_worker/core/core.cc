@@ -9,12 +9,25 @@
 #include "engine/block_hash.h"
 
 namespace agentserve::decode_worker {
+namespace {
+
+engine::KvTiers::Options TierOptions(const Options& options) {
+  engine::KvTiers::Options tiers = options.tiers;
+  tiers.block_tokens = options.planner.block_tokens;
+  return tiers;
+}
+
+}  // namespace
 
 using engine::Failure;
 using engine::SeqId;
 using engine::Sequence;
 
-Core::Core(const Options& options) : options_(options), pool_(options.pool), planner_(options.planner, &pool_) {}
+Core::Core(const Options& options)
+    : options_(options),
+      pool_(options.pool),
+      planner_(options.planner, &pool_),
+      tiers_(TierOptions(options), &pool_, &planner_) {}
 
 Core::~Core() = default;
 
@@ -24,6 +37,8 @@ void Core::Step(const Event& event, base::TimeNs now) {
   pool_.ExpirePins(now);
   AbortVictims();
   AdmitWaiting();
+  tiers_.Pump();
+  for (HostCopy& copy : tiers_.TakeCopies()) effects_.push_back(std::move(copy));
   pool_.CheckConservation();
 }
 
@@ -55,7 +70,7 @@ bool Core::BeginPull(SeqId id, Entry* entry, const RemoteKv& kv) {
   if (kv.blocks.size() != seq.blocks.size()) return false;
   seq.io = true;
   entry->pull = Pull::kRunning;
-  ++pulling_;
+  pulls_.insert(id);
   StartPull pull;
   pull.seq = id;
   pull.kv = kv;
@@ -117,26 +132,58 @@ void Core::On(const Preempt& e, base::TimeNs) {
   if (Find(e.seq) != nullptr) planner_.Preempt(e.seq);
 }
 
-void Core::On(const Cancel& e, base::TimeNs) {
-  if (Find(e.seq) != nullptr) Close(e.seq);
+void Core::On(const Cancel& e, base::TimeNs now) {
+  const Entry* entry = Find(e.seq);
+  if (entry == nullptr) return;
+  // The router may have found a stop string in it, so it can be retained like one that ended by itself.
+  FinishedChain chain = planner_.Find(e.seq)->chain;
+  const std::optional<engine::KvTiers::Keep> keep = entry->keep;
+  Close(e.seq);
+  if (keep) tiers_.Retain(chain, *keep, now);
+  Remember(e.seq, std::move(chain));
 }
 
-void Core::On(const Park& e, base::TimeNs now) {
-  const base::TimeNs ttl = std::clamp<base::TimeNs>(e.ttl_ns, 0, options_.max_park_ns);
-  if (ttl == 0) return;
+void Core::On(const Retain& e, base::TimeNs now) {
   if (Entry* entry = Find(e.seq)) {
-    entry->park_ns = ttl;
+    entry->keep = e.keep;
     return;
   }
-  for (const auto& [id, chain] : finished_) {
-    if (id == e.seq) pool_.PinPrefix(chain, now + ttl);
+  if (const auto it = finished_.find(e.seq); it != finished_.end()) tiers_.Retain(it->second, e.keep, now);
+}
+
+void Core::On(const Prefetch& e, base::TimeNs now) {
+  if (const auto it = finished_.find(e.seq); it != finished_.end()) tiers_.Prefetch(it->second, e.ttl_ns, now);
+}
+
+void Core::On(const CopyEnded& e, base::TimeNs now) {
+  const std::optional<engine::SequenceLoaded> loaded = tiers_.OnCopyEnded(e, now);
+  if (!loaded) return;
+  const SeqId id = loaded->seq;
+  planner_.EndIo(id);  // may take the blocks away, or forget the sequence
+  Entry* entry = Find(id);
+  if (entry == nullptr) return;
+  entry->loading = false;
+  Sequence& seq = *planner_.Find(id);
+  if (seq.phase != Sequence::Phase::kActive) {  // it lost its blocks meanwhile
+    if (entry->state == State::kQueued) planner_.Requeue(id);
+    return;
   }
+  const uint32_t first = seq.sealed;
+  planner_.SealCached(&seq, loaded->digests);
+  tiers_.NoteLoaded(std::span(seq.chain).subspan(first, loaded->digests.size()));
+  entry->host_tokens = static_cast<uint32_t>(loaded->digests.size()) * planner_.options().block_tokens;
+  AnswerReserve(id, entry);
+}
+
+void Core::AnswerReserve(SeqId id, Entry* entry) {
+  if (std::exchange(entry->answered, true)) return;
+  if (entry->state == State::kQueued) entry->state = State::kReserved;
+  effects_.push_back(Reserved{id, planner_.Find(id)->computed, entry->host_tokens});
 }
 
 void Core::On(const PullEnded& e, base::TimeNs now) {
-  Sequence* seq = planner_.Find(e.seq);
-  if (seq == nullptr || !seq->io) return;  // a repeat
-  --pulling_;
+  if (pulls_.erase(e.seq) == 0) return;  // a repeat
+  const Sequence* seq = planner_.Find(e.seq);
   planner_.EndIo(e.seq);  // may take the blocks away, or forget the sequence
   Entry* entry = Find(e.seq);
   if (entry == nullptr) return;
@@ -212,6 +259,7 @@ void Core::FinishSequence(SeqId id, base::TimeNs now) {
   finished.seq = id;
   finished.steps = entry.steps;
   finished.cached_tokens = seq.cached_tokens;
+  finished.host_tokens = std::min(entry.host_tokens, seq.cached_tokens);
   if (!entry.admitted) {
     finished.prefill_wait_ns = span(entry.arrived, entry.first_chunk);
     finished.prefill_ns = span(entry.first_chunk, entry.kv_ready);
@@ -220,26 +268,37 @@ void Core::FinishSequence(SeqId id, base::TimeNs now) {
   finished.decode_ns = span(entry.first_decode, entry.last_token);
   finished.preemptions = seq.preemptions;
   effects_.push_back(std::move(finished));
-  std::vector<base::Hash128> chain = seq.chain;
-  const base::TimeNs park_ns = entry.park_ns;
+  FinishedChain chain = seq.chain;
+  const std::optional<engine::KvTiers::Keep> keep = entry.keep;
   Close(id);
-  if (park_ns > 0) pool_.PinPrefix(chain, now + park_ns);
-  finished_.emplace_back(id, std::move(chain));
-  if (finished_.size() > options_.max_finished) finished_.pop_front();
+  if (keep) tiers_.Retain(chain, *keep, now);
+  Remember(id, std::move(chain));
+}
+
+void Core::Remember(SeqId id, FinishedChain chain) {
+  finished_names_ += chain.size();
+  finished_.emplace(id, std::move(chain));
+  finished_order_.push_back(id);
+  while (finished_order_.size() > options_.max_finished || finished_names_ > options_.max_finished_names) {
+    const auto oldest = finished_.find(finished_order_.front());
+    finished_names_ -= oldest->second.size();
+    finished_.erase(oldest);
+    finished_order_.pop_front();
+  }
 }
 
 void Core::AbortVictims() {
   for (SeqId seq : planner_.TakeIoVictims()) {
-    if (entries_.contains(seq)) effects_.push_back(AbortPull{seq});  // Close has already told the others
+    const Entry* entry = Find(seq);  // Close has already told the others
+    if (entry != nullptr && entry->pull == Pull::kRunning) effects_.push_back(AbortPull{seq});
   }
 }
 
 void Core::AdmitWaiting() {
   for (SeqId id : planner_.AdmitWaiting(planner_.options().max_batch)) {
     Entry& entry = entries_.at(id);
-    if (entry.state != State::kQueued) continue;  // back after a preemption
-    entry.state = State::kReserved;
-    effects_.push_back(Reserved{id, planner_.Find(id)->computed});
+    entry.loading = tiers_.BeginLoad(id);
+    if (!entry.loading) AnswerReserve(id, &entry);
   }
 }
 
@@ -299,22 +358,26 @@ engine::Load Core::load() const {
   load.cached_blocks = pool_.cached();
   load.preemptions = planner_.stats().preemptions;
   load.steps = planner_.stats().steps;
+  tiers_.FillLoad(&load);
   return load;
 }
 
 void Core::CheckInvariants() const {
   planner_.CheckInvariants();
-  uint32_t io = 0;
+  size_t io = 0;
   for (const auto& [id, entry] : entries_) {
     const Sequence* seq = planner_.Find(id);
     AS_CHECK(seq != nullptr) << "sequence " << id;
     AS_CHECK_EQ(seq->runnable, entry.state == State::kRunning) << "sequence " << id;
-    AS_CHECK_EQ(seq->io, entry.pull == Pull::kRunning) << "sequence " << id;
+    AS_CHECK_EQ(seq->io, entry.pull == Pull::kRunning || entry.loading) << "sequence " << id;
+    AS_CHECK(entry.pull != Pull::kRunning || !entry.loading) << "sequence " << id;
     AS_CHECK(seq->fate != Sequence::Fate::kRemove) << "sequence " << id;
-    AS_CHECK(entry.state != State::kQueued || seq->phase == Sequence::Phase::kWaiting) << "sequence " << id;
-    io += seq->io;
+    AS_CHECK(entry.state != State::kQueued || entry.loading || seq->phase == Sequence::Phase::kWaiting)
+        << "sequence " << id;
+    io += entry.pull == Pull::kRunning;
   }
-  AS_CHECK_LE(io, pulling_);  // the rest belongs to sequences that are over and wait for their PullEnded
+  tiers_.CheckInvariants();
+  AS_CHECK_LE(io, pulls_.size());  // the rest belongs to sequences that are over and wait for their PullEnded
 }
 
 }  // namespace agentserve::decode_worker

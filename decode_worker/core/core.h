@@ -8,8 +8,9 @@
 // The shell calls Step for each event, then TakeEffects; PlanStep when no step runs, then runs it and steps StepDone.
 // It may also plan the next step while one runs (engine/planner.h), at most two at a time; StepDone is the oldest
 // one's. A pull is done by the shell beside the steps: StartPull, then FinishPull or AbortPull, and always exactly one
-// PullEnded back; until then its blocks are not given to anybody else.
-// No thread, clock, lock, memory or wire format. Single-threaded.
+// PullEnded back; until then its blocks are not given to anybody else. Copies to and from host memory (HostCopy,
+// engine/kv_tiers.h) follow the same rule and are answered by CopyEnded. A sequence whose prompt is partly in host
+// memory loads that part before it is reserved. No thread, clock, lock, memory or wire format. Single-threaded.
 //
 // Every accepted sequence ends in exactly one Closed effect, the last one that names it; Finished or Failed, if any,
 // comes right before. Invariants, see CheckInvariants(): block conservation; an entry in state kRunning is runnable in
@@ -19,12 +20,15 @@
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <optional>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "base/clock.h"
 #include "engine/batch.h"
+#include "engine/kv_tiers.h"
 #include "engine/planner.h"
 #include "engine/worker_limits.h"
 
@@ -35,10 +39,11 @@ struct Options {
   engine::Planner::Options planner;
   engine::QueueLimits queue;
   uint32_t vocab_size = 0;
-  // Longest Park. A tool that runs longer than 10 minutes is no reason to keep others' blocks away.
-  base::TimeNs max_park_ns = 600 * base::kNsPerSecond;
-  // Finished sequences whose block names are remembered for a late Park: 256 chains of 8192 names are 32 MiB at most.
-  uint32_t max_finished = 256;
+  engine::KvTiers::Options tiers;
+  // Finished sequences whose block names are remembered for a later Retain or Prefetch, and their names in all: 1 Mi
+  // names are 16 MiB and 16 M tokens of 16-token blocks, several times what any pool holds.
+  uint32_t max_finished = 4096;
+  uint64_t max_finished_names = 1 << 20;
 };
 
 // A block in the pool of a prefill worker. `digest` 0: still being written.
@@ -81,7 +86,13 @@ struct Preempt {
 struct Cancel {
   engine::SeqId seq;
 };
-struct Park {
+// Where to keep the KV of a sequence that has ended, or will. The latest word counts.
+struct Retain {
+  engine::SeqId seq;
+  engine::KvTiers::Keep keep;
+};
+// The KV of an ended sequence will be wanted soon: bring it from host memory to the device.
+struct Prefetch {
   engine::SeqId seq;
   base::TimeNs ttl_ns = 0;
 };
@@ -100,12 +111,15 @@ struct StepDone {
   std::vector<uint64_t> digests;  // one per PlannedStep::seals
 };
 struct Tick {};
-using Event = std::variant<Reserve, Attach, Admit, PrefillLocal, Preempt, Cancel, Park, PullEnded, StepDone, Tick>;
+using engine::CopyEnded;
+using Event = std::variant<Reserve, Attach, Admit, PrefillLocal, Preempt, Cancel, Retain, Prefetch, PullEnded,
+                           CopyEnded, StepDone, Tick>;
 
 // Effects, in order.
 struct Reserved {
   engine::SeqId seq;
   uint32_t cached_tokens = 0;
+  uint32_t host_tokens = 0;  // of these, from host memory
 };
 // Copy kv.blocks[i] to blocks[i] for i >= first, as they fill up.
 struct StartPull {
@@ -146,6 +160,7 @@ struct Finished {
   engine::SeqId seq;
   uint32_t steps = 0;
   uint32_t cached_tokens = 0;
+  uint32_t host_tokens = 0;  // of these, from host memory
   base::TimeNs prefill_wait_ns = 0, prefill_ns = 0, decode_wait_ns = 0, decode_ns = 0;
   uint32_t preemptions = 0;
 };
@@ -156,7 +171,9 @@ struct Failed {
 struct Closed {
   engine::SeqId seq;
 };
-using Effect = std::variant<Reserved, StartPull, FinishPull, AbortPull, KvReady, StepTokens, Finished, Failed, Closed>;
+using engine::HostCopy;
+using Effect =
+    std::variant<Reserved, StartPull, FinishPull, AbortPull, HostCopy, KvReady, StepTokens, Finished, Failed, Closed>;
 
 struct CoreStats {
   uint64_t pulls_ok = 0;
@@ -181,7 +198,13 @@ class Core {
 
   engine::Load load() const;
   uint32_t size() const { return static_cast<uint32_t>(entries_.size()); }
-  uint32_t pulling() const { return pulling_; }
+  uint32_t pulling() const { return static_cast<uint32_t>(pulls_.size()); }
+  // Copies to or from host memory that run.
+  uint32_t copying() const { return static_cast<uint32_t>(tiers_.jobs()); }
+  const engine::KvTiers& tiers() const { return tiers_; }
+  std::vector<engine::HostTier::Change> TakeHostChanges() { return tiers_.TakeHostChanges(); }
+  // Prompt tokens per second that this worker computes, as measured by whoever runs the steps; 0 = not known.
+  void set_prefill_rate(double tokens_per_s) { tiers_.set_prefill_rate(tokens_per_s); }
   const engine::PlannerStats& stats() const { return planner_.stats(); }
   const CoreStats& core_stats() const { return core_stats_; }
   const engine::BlockPool& pool() const { return pool_; }
@@ -200,8 +223,12 @@ class Core {
     base::TimeNs deadline = 0, arrived = 0, admitted_at = 0;
     base::TimeNs first_chunk = -1, kv_ready = -1, first_decode = -1, last_token = -1;  // -1 = not yet
     uint32_t steps = 0;
-    base::TimeNs park_ns = 0;
+    bool answered = false;  // Reserved is out
+    bool loading = false;   // from host memory
+    uint32_t host_tokens = 0;
+    std::optional<engine::KvTiers::Keep> keep;
   };
+  using FinishedChain = std::vector<base::Hash128>;
 
   void On(const Reserve& e, base::TimeNs now);
   void On(const Attach& e, base::TimeNs now);
@@ -209,7 +236,9 @@ class Core {
   void On(const PrefillLocal& e, base::TimeNs now);
   void On(const Preempt& e, base::TimeNs now);
   void On(const Cancel& e, base::TimeNs now);
-  void On(const Park& e, base::TimeNs now);
+  void On(const Retain& e, base::TimeNs now);
+  void On(const Prefetch& e, base::TimeNs now);
+  void On(const CopyEnded& e, base::TimeNs now);
   void On(const PullEnded& e, base::TimeNs now);
   void On(const StepDone& e, base::TimeNs now);
   void On(const Tick&, base::TimeNs) {}
@@ -225,13 +254,19 @@ class Core {
   void Close(engine::SeqId seq);
   void ExpireDeadlines(base::TimeNs now);
   void AdmitWaiting();
+  // Tells that the sequence has blocks, the first time.
+  void AnswerReserve(engine::SeqId seq, Entry* entry);
+  void Remember(engine::SeqId seq, FinishedChain chain);
 
   const Options options_;
   engine::BlockPool pool_;
   engine::Planner planner_;
+  engine::KvTiers tiers_;
   std::map<engine::SeqId, Entry> entries_;
-  uint32_t pulling_ = 0;
-  std::deque<std::pair<engine::SeqId, std::vector<base::Hash128>>> finished_;
+  std::set<engine::SeqId> pulls_;  // without their PullEnded
+  std::map<engine::SeqId, FinishedChain> finished_;
+  std::deque<engine::SeqId> finished_order_;
+  uint64_t finished_names_ = 0;
   std::vector<Effect> effects_;
   CoreStats core_stats_;
 };

@@ -78,6 +78,9 @@ struct Rig {
       std::string operator()(const StartPull& e) { return "pull" + N(e.seq) + " from " + std::to_string(e.first); }
       std::string operator()(const FinishPull& e) { return "finish" + N(e.seq); }
       std::string operator()(const AbortPull& e) { return "abort" + N(e.seq); }
+      std::string operator()(const HostCopy& e) {
+        return std::string(e.to_host ? "store " : "load ") + std::to_string(e.blocks.size());
+      }
       std::string operator()(const KvReady& e) { return "ready" + N(e.seq) + " " + e.transport; }
       std::string operator()(const StepTokens& e) { return "tokens " + std::to_string(e.tokens.size()); }
       std::string operator()(const Finished& e) { return "finished" + N(e.seq); }
@@ -178,7 +181,7 @@ TEST(DecodeCore, ParkKeepsBlocksAfterTheEnd) {
   rig.Do(PrefillLocal{SeqId(1)});
   while (rig.Run()) {
   }
-  rig.Do(Park{SeqId(1), 500});  // the router parks after it saw the end
+  rig.Do(Retain{SeqId(1), {engine::KeepWhere::kDevice, 500}});  // the router parks after it saw the end
   EXPECT_EQ(rig.core.pool().pinned(), 2u);
   rig.Begin(2, 22, 1);
   rig.Do(PrefillLocal{SeqId(2)});
@@ -208,7 +211,8 @@ TEST(DecodeCore, CommandsForUnknownSequencesAreIgnored) {
   const SeqId ghost(9);
   for (const Event& e :
        std::vector<Event>{Attach{ghost, {}}, Admit{ghost, 1, {}}, PrefillLocal{ghost}, Preempt{ghost}, Cancel{ghost},
-                          Park{ghost, 5}, PullEnded{ghost, PullOutcome::kFailed, "", 0, 0}}) {
+                          Retain{ghost, {engine::KeepWhere::kHost, 5}}, Prefetch{ghost, 5}, CopyEnded{7, 0},
+                          PullEnded{ghost, PullOutcome::kFailed, "", 0, 0}}) {
     rig.Do(e);
   }
   EXPECT_TRUE(rig.Seen().empty());

@@ -277,6 +277,7 @@ void ReplyAssembler::AppendTimings(std::string* out, const GatewayTimes& times) 
   number("decode_ms", t.decode_ms());
   number("decode_steps", t.decode_steps());
   number("cached_tokens", t.cached_tokens());
+  number("host_cached_tokens", t.host_cached_tokens());
   number("migrations", t.migrations());
   number("preemptions", t.preemptions());
   text("prefill_worker", t.prefill_worker());

@@ -4,8 +4,10 @@
 #include <bit>
 #include <cstring>
 
+#include "base/failpoint.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
+#include "model/cuda/init_kernels.h"
 
 namespace agentserve::model::cuda {
 namespace {
@@ -212,6 +214,7 @@ absl::Status CudaExecutor::Start(const engine::StepPlan& plan, engine::LayerObse
     PackedStep packed;
     AS_RETURN_IF_ERROR(Upload(plan, layout, shape, slot, WriteKv::kYes, &packed));
     AS_RETURN_IF_ERROR(Broken(ToStatus(cudaEventRecord(slot.began, compute_.get()), "a step")));
+    if (base::FailpointFires("cuda.fault")) AS_RETURN_IF_ERROR(Broken(WriteNowhere(context())));
     AS_RETURN_IF_ERROR(Broken(LaunchForward(shape, packed, slot_index, greedy, plan, observer)));
     if (!greedy) AS_RETURN_IF_ERROR(Broken(LaunchSampler(layout, shape, slot)));
     AS_RETURN_IF_ERROR(Broken(ToStatus(cudaEventRecord(slot.ended, compute_.get()), "a step")));

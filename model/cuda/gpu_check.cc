@@ -191,6 +191,37 @@ absl::Status RunForced(CudaModel& with_logits, CudaModel& serving, const ForcedO
   return absl::OkStatus();
 }
 
+absl::Status RunRepeated(CudaModel& with_logits, CudaModel& serving, const ForcedOptions& o, uint32_t runs) {
+  const uint32_t vocab = with_logits.config().vocab_size;
+  std::vector<std::vector<uint16_t>> first_logits;
+  std::vector<std::vector<engine::TokenId>> first_tokens;
+  size_t differing_logits = 0, differing_tokens = 0;
+  for (uint32_t run = 0; run < runs; ++run) {
+    AS_ASSIGN_OR_RETURN(auto batch, CheckBatch::Create(with_logits, o.prompts, o.steps, o.block_tokens, o.seed));
+    AS_ASSIGN_OR_RETURN(auto executor, with_logits.CreateCudaExecutor(batch->pool()));
+    std::vector<std::vector<uint16_t>> logits;
+    AS_RETURN_IF_ERROR(GenerateMixed(*batch, *executor, o, &logits, vocab));
+    executor.reset();
+    AS_ASSIGN_OR_RETURN(auto again, CheckBatch::Create(serving, o.prompts, o.steps, o.block_tokens, o.seed));
+    AS_ASSIGN_OR_RETURN(auto fast, serving.CreateCudaExecutor(again->pool()));
+    AS_RETURN_IF_ERROR(GeneratePipelined(*again, *fast, o.steps, o.chunk));
+    std::vector<std::vector<engine::TokenId>> tokens;
+    for (const CheckSequence& s : again->sequences()) tokens.push_back(s.tokens);
+    if (run == 0) {
+      first_logits = std::move(logits);
+      first_tokens = std::move(tokens);
+      continue;
+    }
+    differing_logits += logits != first_logits ? 1 : 0;
+    differing_tokens += tokens != first_tokens ? 1 : 0;
+  }
+  std::printf(
+      "%u runs of %zu prompts and %u tokens each: logits of %zu runs and tokens of %zu runs differ from the first\n",
+      runs, o.prompts.size(), o.steps, differing_logits, differing_tokens);
+  if (differing_logits + differing_tokens == 0) return absl::OkStatus();
+  return absl::InternalError("equal runs gave different bits");
+}
+
 namespace {
 
 double Median(std::vector<double> v) {
@@ -307,10 +338,12 @@ absl::Status RunParts(CudaModel& model, const BenchOptions& o, const CudaOptions
   std::vector<Variant> variants;
   const auto add = [&](const char* name, auto change) {
     CudaOptions c = base;
+    c.whole_step_rows = 0;
     change(&c);
     variants.push_back({name, c});
   };
-  add("as served", [](CudaOptions*) {});
+  add("separate kernels", [](CudaOptions*) {});
+  add("as served", [&](CudaOptions* c) { c->whole_step_rows = base.whole_step_rows; });
   add("no PDL", [](CudaOptions* c) { c->pdl = false; });
   add("norms fused", [](CudaOptions* c) { c->fuse_norm_rows = kernels::cuda::kMaxFusedNormRows; });
   add("prefetch 4 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{4} << 20; });

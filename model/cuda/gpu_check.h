@@ -57,6 +57,10 @@ struct ForcedOptions {
 // logits of every generated position. Then generates again with graphs and two steps in flight and compares the tokens.
 absl::Status RunForced(CudaModel& with_logits, CudaModel& serving, const ForcedOptions& options);
 
+// The mixed run and the pipelined run again and again, over fresh poisoned pools: all logits and all tokens must be
+// those of the first run, bit for bit. INTERNAL if not.
+absl::Status RunRepeated(CudaModel& with_logits, CudaModel& serving, const ForcedOptions& options, uint32_t runs);
+
 struct BenchOptions {
   std::vector<uint32_t> batches, contexts, prefills;
   uint32_t steps = 50;

@@ -15,7 +15,8 @@ using namespace agentserve;
 struct Flags {
   std::string model, random, mode = "bench", prompts, batches = "1,64,256", contexts = "1024,8192", prefills, dump;
   int device = 0, steps = 64, chunk = 512, block_tokens = 16, threads = 0, layers = 0, seed = 1;
-  int fuse_norm_rows = model::cuda::CudaOptions().fuse_norm_rows, prefetch_kib = 0, prefill_chunk = 8192;
+  int whole_step_rows = model::cuda::CudaOptions().whole_step_rows;
+  int fuse_norm_rows = model::cuda::CudaOptions().fuse_norm_rows, prefetch_kib = 0, prefill_chunk = 8192, runs = 100;
   bool invariant = false, graphs = true, pdl = true, warm_up = false;
 };
 
@@ -44,10 +45,12 @@ void AddFlags(base::FlagSet* set, Flags* f) {
   set->Add("random", &f->random, "1b, 3b or tiny: random weights of that shape instead of a folder");
   set->Add("layers", &f->layers, "with --random: this many layers; 0 = the shape's");
   set->Add("mode", &f->mode,
-           "bench: times; parts: times with one part left out; forced: generates greedily and dumps logits");
+           "bench: times; parts: times with one part left out; forced: generates greedily and dumps logits; repeat: "
+           "the same --runs times, bits compared");
   set->Add("device", &f->device, "CUDA device");
-  set->Add("prompts", &f->prompts, "forced: prompt lengths, comma-separated");
+  set->Add("prompts", &f->prompts, "forced, repeat: prompt lengths, comma-separated");
   set->Add("steps", &f->steps, "decode steps");
+  set->Add("runs", &f->runs, "repeat: how often");
   set->Add("chunk", &f->chunk, "prompt tokens a step");
   set->Add("batches", &f->batches, "bench: sequences decoded together, comma-separated");
   set->Add("contexts", &f->contexts, "bench: tokens before the first decode, comma-separated");
@@ -62,6 +65,7 @@ void AddFlags(base::FlagSet* set, Flags* f) {
   set->Add("warm-up", &f->warm_up, "capture the usual graphs first, as workers do");
   set->Add("pdl", &f->pdl, "programmatic dependent launch");
   set->Add("fuse-norm-rows", &f->fuse_norm_rows, "RMSNorm inside products of at most this many rows");
+  set->Add("whole-step-rows", &f->whole_step_rows, "decode steps of at most so many rows run as one kernel; 0 = none");
   set->Add("prefetch-kib", &f->prefetch_kib, "weights brought to the L2 beside attention");
 }
 
@@ -71,6 +75,7 @@ model::cuda::CudaOptions CudaOptionsOf(const Flags& f, bool keep_logits) {
   cuda.pdl = f.pdl;
   cuda.warm_up = f.warm_up;
   cuda.fuse_norm_rows = f.fuse_norm_rows;
+  cuda.whole_step_rows = f.whole_step_rows;
   cuda.prefetch_bytes = static_cast<size_t>(f.prefetch_kib) << 10;
   cuda.keep_logits = keep_logits;
   return cuda;
@@ -104,7 +109,7 @@ int main(int argc, char** argv) {
               base::ToMs(clock.Now() - began) / 1e3, t.allocate, t.copy,
               t.copy > 0 ? static_cast<double>(t.bytes) / 1e9 / t.copy : 0.0, t.threads, t.tables);
   absl::Status status;
-  if (f.mode == "forced") {
+  if (f.mode == "forced" || f.mode == "repeat") {
     absl::StatusOr<std::unique_ptr<model::cuda::CudaModel>> with_logits = Load(f, true);
     if (!with_logits.ok()) return Fail(with_logits.status(), base::kExitGpu);
     model::cuda::ForcedOptions o;
@@ -114,7 +119,8 @@ int main(int argc, char** argv) {
     o.block_tokens = static_cast<uint32_t>(f.block_tokens);
     o.seed = static_cast<uint64_t>(f.seed);
     o.dump = f.dump;
-    status = model::cuda::RunForced(**with_logits, **serving, o);
+    status = f.mode == "forced" ? model::cuda::RunForced(**with_logits, **serving, o)
+                                : model::cuda::RunRepeated(**with_logits, **serving, o, static_cast<uint32_t>(f.runs));
   } else {
     model::cuda::BenchOptions o;
     o.batches = Numbers(f.batches);

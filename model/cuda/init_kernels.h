@@ -29,4 +29,8 @@ absl::Status PrefetchToL2(const std::byte* first, size_t first_bytes, const std:
 // steps. `sink` is one word that is practically never written.
 absl::Status ReadAll(const std::byte* from, size_t n, uint32_t* sink, const kernels::cuda::LaunchContext& context);
 
+// Writes to an address that no allocation has: every later call on this device fails, as after a broken kernel. For
+// tests of what a worker does then.
+absl::Status WriteNowhere(const kernels::cuda::LaunchContext& context);
+
 }  // namespace agentserve::model::cuda

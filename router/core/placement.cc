@@ -1,6 +1,8 @@
 #include "router/core/placement.h"
 
 #include <algorithm>
+#include <array>
+#include <tuple>
 
 namespace agentserve::router {
 namespace {
@@ -13,14 +15,22 @@ Booking BookingFor(const Worker& w, const PlacementQuery& q) {
   return b;
 }
 
-bool Fits(const Worker& w, const PlacementQuery& q) {
-  if (w.info.role != Role::kDecode || !w.ready() || w.saturated) return false;
-  if (w.sequences.size() >= w.info.max_batch) return false;
-  if (w.info.context_length != 0 && q.tokens >= w.info.context_length) return false;
+uint32_t BatchCap(const Worker& w, const CoreConfig& config, const PlacementQuery& q) {
+  if (config.batch_cap == 0) return w.info.max_batch;
+  const auto cap = static_cast<uint32_t>(config.batch_cap * q.overflow);
+  return std::min(cap, w.info.max_batch);
+}
+
+Verdict Judge(const Worker& w, const CoreConfig& config, const PlacementQuery& q) {
+  if (!w.ready()) return Verdict::kNotReady;
+  if (w.saturated) return Verdict::kSaturated;
+  if (w.info.context_length != 0 && q.tokens >= w.info.context_length) return Verdict::kTooLong;
+  if (w.sequences.size() >= BatchCap(w, config, q)) return Verdict::kNoSlot;
+  if (q.fresh && w.gated && w.id != q.sticky) return Verdict::kGated;
   const Booking b = BookingFor(w, q);
   // An empty worker takes anything its pool can hold, or the queue would never move.
-  if (w.sequences.empty()) return b.unreflected <= w.TotalBlocks();
-  return w.FreeBlocks() >= int64_t{b.unreflected} + b.growth;
+  if (w.sequences.empty()) return b.unreflected <= w.TotalBlocks() ? Verdict::kFits : Verdict::kNoBlocks;
+  return w.FreeBlocks() >= int64_t{b.unreflected} + b.growth ? Verdict::kFits : Verdict::kNoBlocks;
 }
 
 uint32_t NewTokens(const Worker& w, uint32_t tokens, std::span<const PrefixMatch> matches) {
@@ -49,31 +59,116 @@ WorkerId PickPrefill(const WorkerTable& workers, const Worker& decode, const Pla
 
 }  // namespace
 
-bool AnyCapacity(const WorkerTable& workers, const PlacementQuery& q) {
-  return std::any_of(workers.all().begin(), workers.all().end(), [&](const auto& e) { return Fits(e.second, q); });
+bool AnyCapacity(const WorkerTable& workers, const CoreConfig& config, const PlacementQuery& q) {
+  return std::any_of(workers.all().begin(), workers.all().end(), [&](const auto& e) {
+    return e.second.info.role == Role::kDecode && Judge(e.second, config, q) == Verdict::kFits;
+  });
 }
+
+namespace {
+
+// What stands most in the way, of all workers: the one nearest to taking the call tells.
+WaitReason WaitFor(const std::array<bool, kNumVerdicts>& seen) {
+  auto any = [&](Verdict v) { return seen[static_cast<size_t>(v)]; };
+  if (any(Verdict::kGated)) return WaitReason::kGated;
+  if (any(Verdict::kNoBlocks)) return WaitReason::kNoBlocks;
+  if (any(Verdict::kNoSlot)) return WaitReason::kNoSlot;
+  if (any(Verdict::kSaturated)) return WaitReason::kSaturated;
+  return any(Verdict::kTooLong) ? WaitReason::kTooLongHere : WaitReason::kNoWorker;
+}
+
+uint64_t Score(const Worker& w, const PlacementQuery& q, uint32_t new_tokens) {
+  return uint64_t{q.by_prefix ? new_tokens : 1} * (w.sequences.size() + 1);
+}
+
+void ChoosePrefill(const WorkerTable& workers, const CoreConfig& config, const PlacementQuery& q, const Worker& decode,
+                   std::span<const PrefixMatch> matches, Placement* out) {
+  const uint32_t deciding = q.append_local ? out->new_tokens : q.tokens;
+  if (deciding < config.prefill_threshold) {
+    out->reason = out->new_tokens < q.tokens ? PlaceReason::kLocalAppend : PlaceReason::kLocalShort;
+    return;
+  }
+  bool prefill_busy = false;
+  const WorkerId p = PickPrefill(workers, decode, q, matches, &prefill_busy);
+  if (p.value == 0) {
+    out->reason = PlaceReason::kLocalNoPrefill;
+  } else if (decode.sequences.empty() && prefill_busy) {
+    out->reason = PlaceReason::kLocalIdle;
+  } else {
+    out->reason = PlaceReason::kRemote;
+    out->prefill = p;
+  }
+}
+
+}  // namespace
 
 bool Place(const WorkerTable& workers, const CoreConfig& config, const PlacementQuery& q,
            std::span<const PrefixMatch> matches, Placement* out) {
   const Worker* best = nullptr;
+  const Worker* sticky = nullptr;
   uint64_t best_cost = 0;
+  std::array<bool, kNumVerdicts> seen{};
   for (const auto& [id, w] : workers.all()) {
-    if (!Fits(w, q)) continue;
-    const uint64_t cost = uint64_t{NewTokens(w, q.tokens, matches)} * (w.sequences.size() + 1);
+    if (w.info.role != Role::kDecode) continue;
+    const Verdict v = Judge(w, config, q);
+    seen[static_cast<size_t>(v)] = true;
+    if (id == q.sticky && (v == Verdict::kNoSlot || v == Verdict::kNoBlocks)) sticky = &w;
+    if (v != Verdict::kFits) continue;
+    const uint64_t cost = Score(w, q, NewTokens(w, q.tokens, matches));
     if (best == nullptr || cost < best_cost || (cost == best_cost && id == q.sticky)) best = &w, best_cost = cost;
   }
-  if (best == nullptr) return false;
-  out->decode = best->id;
-  out->prefill = WorkerId();
-  out->new_tokens = NewTokens(*best, q.tokens, matches);
-  out->booking = BookingFor(*best, q);
-  if (out->new_tokens >= config.prefill_threshold) {
-    bool prefill_busy = false;
-    const WorkerId p = PickPrefill(workers, *best, q, matches, &prefill_busy);
-    const bool local_is_sooner = best->sequences.empty() && prefill_busy;
-    if (!local_is_sooner) out->prefill = p;
+  *out = Placement();
+  if (best == nullptr) {
+    out->wait = WaitFor(seen);
+    return false;
   }
+  out->new_tokens = NewTokens(*best, q.tokens, matches);
+  if (sticky != nullptr && q.wait_for_tokens > 0 && !best->sequences.empty()) {
+    out->saved_tokens = out->new_tokens - std::min(out->new_tokens, NewTokens(*sticky, q.tokens, matches));
+    if (out->saved_tokens >= q.wait_for_tokens) {
+      out->waits_for_sticky = true;
+      out->wait = sticky->sequences.size() >= sticky->info.max_batch ? WaitReason::kNoSlot : WaitReason::kNoBlocks;
+      return false;
+    }
+  }
+  out->decode = best->id;
+  out->booking = BookingFor(*best, q);
+  ChoosePrefill(workers, config, q, *best, matches, out);
   return true;
+}
+
+std::vector<Candidate> Explain(const WorkerTable& workers, const CoreConfig& config, const PlacementQuery& q,
+                               std::span<const PrefixMatch> matches, WorkerId chosen, uint32_t* seen) {
+  struct Row {
+    bool chosen;
+    Verdict verdict;
+    uint64_t score;
+    uint32_t new_tokens;
+    const Worker* worker;
+  };
+  std::vector<Row> rows;
+  for (const auto& [id, w] : workers.all()) {
+    if (w.info.role != Role::kDecode) continue;
+    const uint32_t fresh = NewTokens(w, q.tokens, matches);
+    const Verdict v = id == chosen ? Verdict::kChosen : Judge(w, config, q);
+    rows.push_back({id == chosen, v, Score(w, q, fresh), fresh, &w});
+  }
+  *seen = static_cast<uint32_t>(rows.size());
+  const size_t most = std::min(rows.size(), DecisionRecord::kMostCandidates);
+  const auto end = rows.begin() + static_cast<std::ptrdiff_t>(most);
+  std::partial_sort(rows.begin(), end, rows.end(), [](const Row& a, const Row& b) {
+    const bool a_fits = a.verdict == Verdict::kFits, b_fits = b.verdict == Verdict::kFits;
+    return std::tuple(!a.chosen, !a_fits, a.score, a.worker->id) <
+           std::tuple(!b.chosen, !b_fits, b.score, b.worker->id);
+  });
+  std::vector<Candidate> out;
+  out.reserve(most);
+  for (size_t i = 0; i < most; ++i) {
+    const Worker& w = *rows[i].worker;
+    out.push_back({w.id, w.info.name, rows[i].verdict, rows[i].new_tokens, static_cast<uint32_t>(w.sequences.size()),
+                   w.FreeBlocks(), rows[i].score, w.id == q.sticky});
+  }
+  return out;
 }
 
 bool CouldEverFit(const WorkerTable& workers, uint32_t tokens, uint32_t* largest_blocks, uint32_t* needed_blocks) {

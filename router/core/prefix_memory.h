@@ -6,7 +6,6 @@
 #include <list>
 #include <span>
 #include <unordered_map>
-#include <utility>
 #include <vector>
 
 #include "base/hash.h"
@@ -30,26 +29,47 @@ class PrefixSource {
 // Raises the entry of `worker` to `blocks`, adding it if absent.
 void RaiseMatch(WorkerId worker, uint32_t blocks, std::vector<PrefixMatch>* out);
 
-// Remembers the workers that served each block, the most recent `most` blocks. Single-threaded.
+// Remembers which workers served which chains, the most recent `most` blocks. A trie whose edges are runs of blocks: a
+// block's hash names its whole prefix, so two chains agree up to one place, which a binary search finds, and a program
+// that grows by a turn extends its last run. A call costs O(branches of its prefix + new blocks), not O(its blocks).
+// Single-threaded.
 class PrefixMemory final : public PrefixSource {
  public:
   explicit PrefixMemory(size_t most) : most_(most) {}
   // `worker` holds all of `chain` now.
   void Record(std::span<const base::Hash128> chain, WorkerId worker);
   void Match(std::span<const base::Hash128> chain, std::vector<PrefixMatch>* out) const override;
-  size_t size() const { return index_.size(); }
+  size_t size() const { return blocks_; }
+  size_t runs() const { return runs_.size(); }
   void CheckInvariants() const;
 
  private:
-  // Workers per block: more replicas of one prefix do not help placement.
+  // Workers per run: more replicas of one prefix do not help placement.
   static constexpr size_t kHolders = 8;
-  struct Entry {
-    base::Hash128 hash;
-    std::vector<WorkerId> holders;  // newest first, at most kHolders
+  struct Holder {
+    WorkerId worker;
+    uint32_t blocks = 0;  // leading blocks of the run
   };
+  struct Run;
+  using RunIt = std::list<Run>::iterator;
+  struct Run {
+    std::vector<base::Hash128> hashes;  // never empty
+    std::vector<Holder> holders;        // newest first, at most kHolders
+    RunIt parent;                       // runs_.end() for a root
+    uint32_t children = 0;
+  };
+
+  static size_t Common(const Run& run, std::span<const base::Hash128> chain);
+  static void Hold(Run* run, WorkerId worker, uint32_t blocks);
+  RunIt Add(RunIt parent, std::span<const base::Hash128> hashes);
+  RunIt Split(RunIt run, size_t at);
+  void Evict();
+
   const size_t most_;
-  std::list<Entry> lru_;  // most recent first
-  std::unordered_map<base::Hash128, std::list<Entry>::iterator, base::Hash128Hasher> index_;
+  size_t blocks_ = 0;
+  // Most recently used first; a run always comes before its children, so the last one is a leaf.
+  std::list<Run> runs_;
+  std::unordered_map<base::Hash128, RunIt, base::Hash128Hasher> index_;  // by first hash of the run
 };
 
 }  // namespace agentserve::router

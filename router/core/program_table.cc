@@ -11,18 +11,21 @@ std::string ProgramTable::Key(std::string_view tenant, std::string_view program)
   return key;
 }
 
-Program& ProgramTable::Touch(const std::string& key, int64_t arrival) {
+Program& ProgramTable::Touch(const std::string& key, int64_t arrival, Program* forgotten) {
   if (auto it = index_.find(key); it != index_.end()) {
     lru_.splice(lru_.begin(), lru_, it->second);
     return lru_.front();
   }
   if (index_.size() >= most_) {
     index_.erase(lru_.back().key);
+    if (forgotten != nullptr) *forgotten = std::move(lru_.back());
     lru_.pop_back();
   }
   lru_.emplace_front();
   lru_.front().key = key;
+  lru_.front().serial = next_serial_++;
   lru_.front().first_arrival = arrival;
+  lru_.front().age = arrival;
   index_.emplace(lru_.front().key, lru_.begin());
   return lru_.front();
 }

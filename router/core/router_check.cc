@@ -6,10 +6,22 @@
 
 namespace agentserve::router {
 
-void RouterCore::CheckInvariants() const {
+void RouterCore::CheckParts() const {
   workers_.CheckInvariants();
   programs_.CheckInvariants();
+  retention_.CheckInvariants();
   prefixes_.CheckInvariants();
+  queue_.CheckInvariants();
+  gate_.CheckInvariants();
+  tool_stats_.CheckInvariants();
+  predictor_.CheckInvariants();
+  decisions_.CheckInvariants();
+  AS_CHECK_LE(idle_programs_.size(), config_.max_programs);
+  CheckIdentity();
+}
+
+void RouterCore::CheckInvariants() const {
+  CheckParts();
   AS_CHECK_EQ(stats_.accepted, stats_.finished() + requests_.size());
   AS_CHECK_EQ(timers_.size(), requests_.size());
   AS_CHECK_LE(poison_order_.size(), config_.max_poisoned + 1u);
@@ -29,7 +41,7 @@ void RouterCore::CheckInvariants() const {
     }
     AS_CHECK_EQ(found, r.live);
     live += found;
-    if (r.dispatched) continue;
+    if (r.dispatched || r.waits) continue;
     ++waiting;
     calls += r.sub.n;
     bytes += r.sub.bytes;
@@ -52,7 +64,7 @@ void RouterCore::CheckInvariants() const {
     finishing += s.phase == SeqPhase::kFinishing;
     const bool placed = s.phase != SeqPhase::kQueued && s.phase != SeqPhase::kHeld;
     AS_CHECK_EQ(placed, s.decode.value != 0) << "sequence " << id;
-    if (s.phase == SeqPhase::kQueued) AS_CHECK(queue_.count({s.key, id}) == 1);
+    if (s.phase == SeqPhase::kQueued) AS_CHECK(queue_.Find(id) != nullptr);
     if (s.phase == SeqPhase::kFinishing) AS_CHECK(finishing_.count({s.finish_by, id}) == 1);
     if (placed) {
       const Worker* d = workers_.Find(s.decode);

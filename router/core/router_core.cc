@@ -15,6 +15,25 @@ Policy PolicyOrDie(const std::string& name) {
   return *p;
 }
 
+RetentionOptions RetentionOptionsOf(const CoreConfig& config) {
+  RetentionOptions o;
+  o.most = config.max_programs;
+  o.default_ttl_ms = config.park_default_ms;
+  o.most_ttl_ms = config.park_most_ms;
+  o.tenant_share = config.tenant_rules.fallback.pin_share.value_or(config.tenant_pin_share);
+  for (const auto& [tenant, rule] : config.tenant_rules.by_tenant) {
+    if (rule.pin_share) o.tenant_shares[tenant] = *rule.pin_share;
+  }
+  return o;
+}
+
+// A quarter of the queue's bound may wait for other calls, so that graphs that never end cannot fill it.
+Dag::Limits GraphLimits(const CoreConfig& config) {
+  Dag::Limits limits;
+  limits.waiting = std::max<size_t>(1, config.max_queued / 4);
+  return limits;
+}
+
 // Waiting room is full: one slot frees about every few hundred milliseconds on the slowest sensible cluster.
 constexpr TimeNs kRetryFull = 1 * base::kNsPerSecond;
 
@@ -44,6 +63,8 @@ const char* EndReasonName(EndReason r) {
       return "worker_failed";
     case EndReason::kSlowClient:
       return "slow_client";
+    case EndReason::kBadDependency:
+      return "bad_dependency";
   }
   return "unknown";
 }
@@ -53,8 +74,20 @@ RouterCore::RouterCore(CoreConfig config, TimeNs now)
       policy_(PolicyOrDie(config_.policy)),
       workers_(config_),
       programs_(config_.max_programs),
+      predictor_(config_.expected_output_tokens),
       prefixes_(config_.max_prefix_blocks),
-      no_decode_since_(now) {}
+      decisions_(config_.max_decisions),
+      retention_(RetentionOptionsOf(config_)),
+      finder_(ProgramFinder::Limits{}),
+      dag_(GraphLimits(config_)),
+      queue_(config_),
+      no_decode_since_(now) {
+  order_context_.options = &config_.agent;
+  most_overflow_ = policy_.overflow;
+  for (const auto& [name, policy] : config_.tenant_policy) {
+    most_overflow_ = std::max(most_overflow_, PolicyOrDie(policy).overflow);
+  }
+}
 
 Request& RouterCore::RequestOf(const Sequence& s) {
   auto it = requests_.find(s.request);
@@ -93,22 +126,22 @@ bool RouterCore::Refuse(const Submission& sub, TimeNs now, SubmitResult* result)
                                "; shorten it or start workers with a larger --kv-memory-mib"),
                   0);
   }
-  if (queued_calls_ + sub.n > config_.max_queued) {
-    return refuse(
-        EndReason::kQueueFull,
-        base::StrCat("the queue holds ", queued_calls_, " of at most ", config_.max_queued, " calls; try again later"),
-        kRetryFull);
-  }
-  if (queued_bytes_ + sub.bytes > config_.max_queued_bytes) {
+  if (queued_calls_ + waiting_calls_ + sub.n > config_.max_queued) {
     return refuse(EndReason::kQueueFull,
-                  base::StrCat("the queue holds ", queued_bytes_, " of at most ", config_.max_queued_bytes,
-                               " bytes; try again later"),
+                  base::StrCat("the queue holds ", queued_calls_ + waiting_calls_, " of at most ", config_.max_queued,
+                               " calls; try again later"),
                   kRetryFull);
   }
-  if (queued_tokens_ + prompt > config_.max_queued_tokens) {
+  if (queued_bytes_ + waiting_bytes_ + sub.bytes > config_.max_queued_bytes) {
     return refuse(EndReason::kQueueFull,
-                  base::StrCat("the queue holds ", queued_tokens_, " of at most ", config_.max_queued_tokens,
-                               " prompt tokens; try again later"),
+                  base::StrCat("the queue holds ", queued_bytes_ + waiting_bytes_, " of at most ",
+                               config_.max_queued_bytes, " bytes; try again later"),
+                  kRetryFull);
+  }
+  if (queued_tokens_ + waiting_tokens_ + prompt > config_.max_queued_tokens) {
+    return refuse(EndReason::kQueueFull,
+                  base::StrCat("the queue holds ", queued_tokens_ + waiting_tokens_, " of at most ",
+                               config_.max_queued_tokens, " prompt tokens; try again later"),
                   kRetryFull);
   }
   if (requests_.size() >= config_.max_live) {
@@ -125,7 +158,9 @@ SubmitResult RouterCore::Submit(Submission sub, TimeNs now) {
   AS_CHECK_LE(sub.n, config_.max_n);
   AS_CHECK_GE(sub.sampling.max_tokens, 1u);
   SubmitResult result;
-  if (Refuse(sub, now, &result)) {
+  bool ready = true;
+  if (!Refuse(sub, now, &result)) Identify(&sub);
+  if (result.refused != EndReason::kDone || !EnterGraph(sub, &ready, &result)) {
     ++stats_.refused;
     return result;
   }
@@ -134,14 +169,15 @@ SubmitResult RouterCore::Submit(Submission sub, TimeNs now) {
   r.key = key;
   r.sub = std::move(sub);
   r.live = r.sub.n;
-  ++queued_requests_;
-  queued_calls_ += r.sub.n;
-  queued_bytes_ += r.sub.bytes;
-  queued_tokens_ += r.sub.prompt->size();
+  r.queued_since = r.sub.arrival;
   ++stats_.accepted;
   stats_.prompt_tokens += r.sub.prompt->size();
   const int64_t arrival = next_arrival_;
+  r.lane = queue_.LaneOf(r.sub.agent.tenant_id);
+  ++queue_.lane(r.lane).live;
+  r.queue_depth = static_cast<uint32_t>(queue_.size());
   JoinProgram(&r, now);
+  CallCame(r, now);
   for (uint32_t i = 0; i < r.sub.n; ++i) {
     const SeqId id(next_seq_++);
     r.seqs.push_back(id);
@@ -153,54 +189,45 @@ SubmitResult RouterCore::Submit(Submission sub, TimeNs now) {
   }
   ++next_arrival_;
   r.timer = 0;
+  if (ready) {
+    EnterQueue(&r, now);
+  } else {
+    HoldForGraph(&r);
+  }
   SetTimer(&r);
-  Enqueue(&seqs_.at(r.seqs[0]), now);
-  // A prompt without a full block has nothing to share.
-  if (r.sub.chain.empty()) ReleaseHeld(&r, now);
-  Pump(now);
   result.key = key;
+  result.program_id = r.sub.agent.program_id;
+  result.identity = r.sub.agent.identity;
+  result.clamped = r.sub.clamped;
+  result.waits = !ready;
+  Pump(now);
+  PrefetchIfQueued(key, now);
   return result;
 }
 
-void RouterCore::JoinProgram(Request* r, TimeNs now) {
-  const AgentInfo& agent = r->sub.agent;
-  if (agent.program_id.empty()) return;
-  r->program = ProgramTable::Key(agent.tenant_id, agent.program_id);
-  Program& p = programs_.Touch(r->program, next_arrival_);
-  ++p.calls;
-  ++p.live_calls;
-  if (p.phase == Program::Phase::kTool && p.tool_started > 0) {
-    const double gap = base::ToMs(now - p.tool_started);
-    ++p.tool_gaps;
-    p.tool_gap_ms_mean += (gap - p.tool_gap_ms_mean) / p.tool_gaps;
-  }
-  p.phase = Program::Phase::kCalling;
-  p.last_agent = agent;
-  if (!agent.workflow_class.empty()) p.workflow_class = agent.workflow_class;
-}
-
-void RouterCore::LeaveProgram(const Request& r, TimeNs now) {
-  if (r.program.empty()) return;
-  Program* p = programs_.Find(r.program);
-  if (p == nullptr) return;
-  if (p->live_calls > 0) --p->live_calls;
-  p->attained_tokens += r.sub.prompt->size() + r.completion_tokens;
-  if (r.last_decode.value != 0) p->last_decode = r.last_decode;
-  if (p->live_calls > 0) return;
-  // Between its calls a program runs a tool, or ponders; both are a gap until the next call.
-  p->phase = Program::Phase::kTool;
-  p->tool_started = now;
-  if (r.sub.agent.final) programs_.Erase(r.program);
+void RouterCore::EnterQueue(Request* r, TimeNs now) {
+  ++queued_requests_;
+  queued_calls_ += r->sub.n;
+  queued_bytes_ += r->sub.bytes;
+  queued_tokens_ += r->sub.prompt->size();
+  Enqueue(&seqs_.at(r->seqs[0]), now);
+  // A prompt without a full block has nothing to share.
+  if (r->sub.chain.empty()) ReleaseHeld(r, now);
 }
 
 void RouterCore::SetTimer(Request* r) {
   if (r->timer != 0) timers_.erase({r->timer, r->key});
   r->timer = r->sub.deadline;
-  if (!r->dispatched) r->timer = std::min(r->timer, r->sub.arrival + config_.max_queue_wait);
+  if (r->waits) {
+    if (!r->grace_over) r->timer = std::min(r->timer, r->sub.arrival + config_.unknown_dependency_grace);
+  } else if (!r->dispatched) {
+    r->timer = std::min(r->timer, r->queued_since + config_.max_queue_wait);
+  }
   timers_.insert({r->timer, r->key});
 }
 
 void RouterCore::LeaveQueueBounds(Request* r) {
+  if (r->waits) return LeaveGraphBounds(r);
   if (r->dispatched) return;
   r->dispatched = true;
   --queued_requests_;
@@ -234,12 +261,7 @@ FinishReason RouterCore::FinishOnToken(const Request& r, const Sequence& s, Toke
 
 // The worker has ended the sequence by itself: keep a program's blocks for its next turn.
 void RouterCore::FinishAndMaybePark(Sequence* s, TimeNs now) {
-  const Request& r = RequestOf(*s);
-  if (s->index == 0 && s->finish == FinishReason::kStop && !r.program.empty() && !r.sub.agent.final &&
-      s->decode.value != 0) {
-    Command& c = Send(s->decode, CommandKind::kPark, *s);
-    c.ttl_ms = std::min(r.sub.agent.kv_retain_ms.value_or(config_.park_default_ms), config_.park_most_ms);
-  }
+  ParkKv(*s, now);
   if (s->decode.value != 0) RecordOutput(s, s->decode);
   ReleasePrefill(s, CommandKind::kReleaseKv);
   ReleaseWorkers(s, /*tell_decode=*/false);
@@ -281,6 +303,7 @@ void RouterCore::StopSequence(RequestKey key, uint32_t index, uint32_t completio
   s->generated.resize(s->generated.size() - extra);
   it->second.completion_tokens -= static_cast<uint32_t>(extra);
   const bool worker_is_done = s->phase == SeqPhase::kFinishing;
+  ParkKv(*s, now);
   ReleasePrefill(s, CommandKind::kCancel);
   ReleaseWorkers(s, /*tell_decode=*/!worker_is_done);
   EndSequence(s, FinishReason::kStop, now);
@@ -320,31 +343,47 @@ void RouterCore::CompleteRequest(RequestKey key, EndReason reason, std::string m
   done.cached_tokens = r.cached_tokens;
   done.timeline = std::move(r.timeline);
   done.timeline.total_ms = base::ToMs(now - r.sub.arrival);
+  done.timeline.dependency_ms = r.waits ? done.timeline.total_ms : r.dependency_ms;
   effects_.request_ends.push_back(std::move(done));
   ++stats_.ended[static_cast<size_t>(reason)];
-  LeaveProgram(r, now);
+  LeaveProgram(r, reason, now);
+  const AgentInfo agent = std::move(r.sub.agent);
+  const std::string program = std::move(r.program);
   requests_.erase(key);
   pump_wanted_ = true;
+  LeaveGraph(key, agent, program, now);
 }
 
 void RouterCore::ReportTool(std::string_view tenant, std::string_view program, std::string_view tool, bool start,
                             TimeNs now) {
   Program* p = programs_.Find(ProgramTable::Key(tenant, program));
   if (p == nullptr) return;
-  p->tool_name = std::string(tool.substr(0, 128));
+  if (start) p->tool_name = std::string(tool.substr(0, 128));
+  // A report may come after the next call, which is faster: then it only names the tool.
+  if (p->live_calls > 0) return;
   if (start) {
     p->phase = Program::Phase::kTool;
     p->tool_started = now;
   } else if (p->phase == Program::Phase::kTool) {
     p->phase = Program::Phase::kIdle;
   }
+  if (start) retention_.OnToolStart(p->key, p->tool_name, RetentionNow(now));
+  if (!start) retention_.OnToolEnd(p->key, RetentionNow(now));
 }
 
-void RouterCore::EndProgram(std::string_view tenant, std::string_view program) {
-  programs_.Erase(ProgramTable::Key(tenant, program));
+void RouterCore::EndProgram(std::string_view tenant, std::string_view program, TimeNs now) {
+  const std::string key = ProgramTable::Key(tenant, program);
+  retention_.OnProgramEnd(key, RetentionNow(now));
+  if (Program* p = programs_.Find(key); p != nullptr) ProgramEnded(p);
+  finder_.Forget(tenant, program);
+  std::vector<RequestKey> released;
+  dag_.EndProgram(key, &released);
+  ReleaseFromGraph(released, now);
+  Pump(now);
 }
 
 void RouterCore::TakeEffects(Effects* out) {
+  SendRetention();
   auto move_all = [](auto& from, auto& to) {
     if (to.empty()) {
       to.swap(from);

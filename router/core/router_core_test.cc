@@ -366,7 +366,7 @@ TEST_F(CoreTest, ProgramsStickToTheWorkerThatHasTheirBlocks) {
   Token(home, seq, 1, 50);
   Token(home, seq, 1, 1, FinishReason::kStop);
   core_->OnFinished(home, seq, 1, {}, now_);
-  EXPECT_THAT(Kinds(Take()), ::testing::ElementsAre(K::kPark));
+  EXPECT_THAT(Kinds(Take()), ::testing::ElementsAre(K::kRetain));
   // Work elsewhere does not draw it away: its prompt is nearly all cached at home.
   Submit(Sub(64));
   Submit(Sub(64));
@@ -421,7 +421,7 @@ TEST_F(CoreTest, PoliciesOrderTheQueue) {
   };
   const Case cases[] = {{"fifo", {"r2", "r3", "r4", "r5"}},
                         {"program-fifo", {"r3", "r2", "r4", "r5"}},
-                        {"priority", {"r5", "r4", "r2", "r3"}}};
+                        {"hint-priority", {"r5", "r4", "r2", "r3"}}};
   for (const Case& c : cases) {
     subs_ = 0;
     Make([&](CoreConfig* cfg) { cfg->policy = c.policy; });

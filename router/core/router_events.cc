@@ -81,7 +81,7 @@ void RouterCore::OnReserved(WorkerId id, SeqId seq, uint32_t attempt, uint32_t c
   Command& c = Send(s->prefill, CommandKind::kStart, *s);
   c.spec = std::move(s->spec);
   c.budget_ms = BudgetMs(r, now);
-  c.rank = s->key.Rank();
+  c.rank = s->rank;
 }
 
 void RouterCore::OnAdmitted(WorkerId id, SeqId seq, uint32_t attempt, OpaquePtr kv, uint32_t cached_tokens,
@@ -197,6 +197,7 @@ void RouterCore::OnFinished(WorkerId id, SeqId seq, uint32_t attempt, const Sequ
     t.prefill_wait_ms = totals.prefill_wait_ms;
     t.prefill_ms = totals.prefill_ms;
     t.cached_tokens = totals.cached_tokens;
+    t.host_cached_tokens = totals.host_tokens;
   }
   FinishAndMaybePark(s, now);
   Pump(now);
@@ -262,7 +263,9 @@ void RouterCore::FailOnPrefill(Sequence* s, const WorkerFailure& failure, TimeNs
 void RouterCore::Tick(TimeNs now) {
   TickWorkers(now);
   TickRequests(now);
-  if (policy_.rekey_every > 0 && now >= next_rekey_) pump_wanted_ = true;
+  retention_.Tick(RetentionNow(now));
+  RetirePrograms(now);
+  if (now >= sticky_wake_) pump_wanted_ = true;
   Pump(now);
 }
 
@@ -290,8 +293,12 @@ void RouterCore::TickRequests(TimeNs now) {
     FinishAndMaybePark(&seqs_.at(finishing_.begin()->second), now);
   }
   while (!timers_.empty() && timers_.begin()->first <= now) {
-    const Request& r = requests_.at(timers_.begin()->second);
+    Request& r = requests_.at(timers_.begin()->second);
     const double waited = base::ToMs(now - r.sub.arrival);
+    if (r.waits) {
+      TickWaiting(&r, now);
+      continue;
+    }
     if (!r.dispatched) {
       CompleteRequest(r.key, EndReason::kQueueTimeout,
                       base::StrCat("no worker was free within ", waited, " ms; try again later"), base::kNsPerSecond,
@@ -305,7 +312,7 @@ void RouterCore::TickRequests(TimeNs now) {
   }
   if (no_decode_since_ >= 0 && now - no_decode_since_ >= config_.no_worker_grace) {
     while (!queue_.empty()) {
-      CompleteRequest(seqs_.at(queue_.begin()->second).request, EndReason::kNoWorkers,
+      CompleteRequest(seqs_.at(queue_.First()).request, EndReason::kNoWorkers,
                       base::StrCat("there has been no decode worker for ", base::ToMs(now - no_decode_since_) / 1000,
                                    " s; try again later"),
                       base::kNsPerSecond, now);
@@ -321,9 +328,11 @@ TimeNs RouterCore::NextWake() const {
     if (w.linked && !w.sequences.empty()) next = std::min(next, w.last_message + config_.stall_timeout);
   }
   if (!timers_.empty()) next = std::min(next, timers_.begin()->first);
+  next = std::min(next, retention_.NextWake());
   if (!finishing_.empty()) next = std::min(next, finishing_.begin()->first);
   if (no_decode_since_ >= 0 && !queue_.empty()) next = std::min(next, no_decode_since_ + config_.no_worker_grace);
-  if (policy_.rekey_every > 0 && !queue_.empty()) next = std::min(next, next_rekey_);
+  next = std::min(next, sticky_wake_);
+  if (!idle_programs_.empty()) next = std::min(next, idle_programs_.begin()->first.first);
   return next;
 }
 

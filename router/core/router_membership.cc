@@ -101,6 +101,7 @@ void RouterCore::DropLink(Worker* w, bool crash, TimeNs now) {
   ++w->link_failures;
   w->retry_at = now + std::min(wait, config_.link_backoff_most);
   EvictSequences(w, crash, now);
+  retention_.OnWorkerGone(w->id);  // sequences of a link that broke have no names any more
   for (auto& [id, other] : workers_.all()) other.peers.erase(w->id);
   NoteDecodePresence(now);
 }
@@ -126,8 +127,10 @@ void RouterCore::LoseWorker(WorkerId id, bool crash, TimeNs now) {
   w->phase = WorkerPhase::kBackoff;
   w->retry_at = std::numeric_limits<TimeNs>::max();
   EvictSequences(w, crash, now);
+  retention_.OnWorkerGone(w->id);  // sequences of a link that broke have no names any more
   effects_.links.push_back({id, false});
   workers_.Remove(id);
+  gate_.OnWorkerGone(id);
   NoteDecodePresence(now);
   pump_wanted_ = true;
 }
@@ -176,7 +179,7 @@ void RouterCore::LoseDecode(Sequence* s, bool crash, TimeNs now) {
 
 // Back into the queue with all tokens made so far, under its old key: it has waited already.
 void RouterCore::Requeue(Sequence* s, TimeNs now) {
-  if (s->attempt >= config_.max_attempts) {
+  if (s->attempt - s->preempted >= config_.max_attempts) {
     CompleteRequest(s->request, EndReason::kWorkerFailed,
                     base::StrCat("the request failed on workers ", s->attempt, " times; try again later"),
                     base::kNsPerSecond, now);

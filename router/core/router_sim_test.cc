@@ -16,8 +16,7 @@ SimOptions Base(uint64_t seed) {
   o.core.max_attempts = 1000;
   o.core.no_worker_grace = 60 * base::kNsPerSecond;
   o.core.max_queue_wait = 300 * base::kNsPerSecond;
-  const char* policies[] = {"fifo", "program-fifo", "priority"};
-  o.core.policy = policies[seed % 3];
+  o.core.policy = std::string(Policies()[seed % Policies().size()].name);
   return o;
 }
 

@@ -45,6 +45,7 @@ struct WorkerInfo {
   uint64_t layout_fingerprint = 0;
   uint32_t block_tokens = 16;
   uint32_t num_blocks = 0;
+  uint64_t block_bytes = 0;  // of one KV block; 0 = not said
   uint32_t context_length = 0;
   uint32_t max_batch = 1;
   bool draining = false;
@@ -60,9 +61,35 @@ struct WorkerLoad {
   uint32_t cached_blocks = 0;
   uint64_t preemptions = 0;
   uint64_t steps = 0;
+  uint32_t parked_blocks = 0;
+  uint32_t host_blocks = 0;
+  uint32_t host_total_blocks = 0;
 };
 
 enum class WorkerPhase : uint8_t { kConnecting, kBackoff, kReady, kDraining };
+
+// What named a program (common.v1.IdentitySource has the same values).
+enum class Identity : uint8_t {
+  kNone,
+  kOwn,
+  kDynamo,
+  kClaudeCode,
+  kCodex,
+  kOpenCode,
+  kRoutingKey,
+  kNvext,
+  kBody,
+  kMetadata,
+  kPreviousResponse,
+  kCacheKey,
+  kPrefix,
+  kNew,
+};
+inline constexpr int kNumIdentities = 14;
+const char* IdentityName(Identity i);
+
+// Whether the prompt holds an earlier answer of the model.
+enum class Turn : uint8_t { kUnknown, kFirst, kLater };
 
 // Hints of the caller (AgentContext); every one may be missing or wrong.
 struct AgentInfo {
@@ -71,6 +98,10 @@ struct AgentInfo {
   std::string parent_program_id;
   std::string workflow_class;
   std::string tool_name;
+  std::string call_id;                  // name of this call inside its program
+  std::vector<std::string> depends_on;  // calls of this program, or programs, that must end first
+  Identity identity = Identity::kNone;
+  Turn turn = Turn::kUnknown;
   uint32_t step_index = 0;
   std::optional<uint32_t> steps_left_hint;
   std::optional<uint32_t> osl_hint;
@@ -82,6 +113,13 @@ struct AgentInfo {
   uint32_t strict_tier = 0;  // higher sooner, before priority
   bool blocking = true;
   bool final = false;
+};
+
+// The truth about a call, known to a simulator only; see policy `srpt-oracle`. Nothing else may read it.
+struct OracleInfo {
+  uint64_t call_output_tokens = 0;
+  double call_cost = 0;               // of this call, in units of CostModel
+  double program_remaining_cost = 0;  // of this call and all later ones of its program
 };
 
 // A validated request.
@@ -101,10 +139,15 @@ struct Submission {
   AgentInfo agent;
   std::string cache_salt;
   std::string traceparent;
+  uint32_t clamped = 0;  // ClampedSet: hints that were cut
+  // Whether the call offers tools, and how many: a feature for predictions.
+  uint32_t tools_offered = 0;
+  std::optional<OracleInfo> oracle;
 };
 
 // Where the time of a sequence went; see common.v1.Timeline.
 struct Timeline {
+  double dependency_ms = 0;  // waiting for depends_on, before the queue
   double queue_ms = 0, prefill_wait_ms = 0, prefill_ms = 0;
   uint64_t transfer_bytes = 0;
   std::string transfer_path;
@@ -113,6 +156,7 @@ struct Timeline {
   uint32_t decode_steps = 0;
   double ttft_ms = 0, total_ms = 0;
   uint32_t cached_tokens = 0, migrations = 0, preemptions = 0;
+  uint32_t host_cached_tokens = 0;  // of cached_tokens
   std::string prefill_worker, decode_worker;
 };
 
@@ -139,6 +183,7 @@ struct StepToken {
 struct SequenceTotals {
   uint32_t steps = 0, cached_tokens = 0, preemptions = 0;
   double prefill_wait_ms = 0, prefill_ms = 0, decode_wait_ms = 0, decode_ms = 0;
+  uint32_t host_tokens = 0;  // of cached_tokens
 };
 enum class FailKind : uint8_t { kTooLong, kDeadline, kQueueFull, kHoldExpired, kExecutor };
 struct WorkerFailure {
@@ -166,10 +211,14 @@ enum class CommandKind : uint8_t {
   kAttach,        // D: kv
   kAdmit,         // D: kv, first_token
   kPrefillLocal,  // D
-  kPark,          // D: ttl_ms
+  kRetain,        // D: keep, ttl_ms, worth
+  kPrefetch,      // D: ttl_ms
   kConnectPeer,   // D: peer
   kCancel,        // P or D
 };
+
+// Where a worker is to keep the KV of a sequence that has ended.
+enum class KeepWhere : uint8_t { kDevice, kHost, kDrop };
 
 struct Command {
   WorkerId worker;
@@ -181,6 +230,8 @@ struct Command {
   TokenId first_token = 0;
   uint64_t budget_ms = 0;
   uint64_t ttl_ms = 0;
+  KeepWhere keep = KeepWhere::kDevice;
+  float worth = 1;  // of a block against one of which nothing is known
   int64_t rank = 0;
   WorkerId peer;
 };
@@ -219,8 +270,9 @@ enum class EndReason : uint8_t {
   kTooLong,
   kWorkerFailed,
   kSlowClient,
+  kBadDependency,  // depends_on names something unknown, or closes a circle
 };
-inline constexpr int kNumEndReasons = 11;
+inline constexpr int kNumEndReasons = 12;
 const char* EndReasonName(EndReason r);
 
 struct RequestDone {

@@ -39,6 +39,7 @@ struct Worker {
   bool drain_asked = false;  // by an operator; survives heartbeats
   bool has_load = false;
   bool saturated = false;  // refused work; until its next load report
+  bool gated = false;      // L1: takes no calls of new programs
   WorkerLoad load;
   int64_t last_step = -1;  // of this link
   // Decode: sequences placed here. Prefill: prompts started or held here.

@@ -74,6 +74,18 @@ void FillCommand(const Command& c, prefill::v1::RunRequest* out) {
   }
 }
 
+decode::v1::KeepWhere ToWire(KeepWhere where) {
+  switch (where) {
+    case KeepWhere::kDevice:
+      return decode::v1::KEEP_WHERE_DEVICE;
+    case KeepWhere::kHost:
+      return decode::v1::KEEP_WHERE_HOST;
+    case KeepWhere::kDrop:
+      return decode::v1::KEEP_WHERE_DROP;
+  }
+  return decode::v1::KEEP_WHERE_UNSPECIFIED;
+}
+
 void FillCommand(const Command& c, const common::v1::KvEndpoint* peer, decode::v1::RunRequest* out) {
   out->set_seq(c.seq.value);
   out->set_attempt(c.attempt);
@@ -91,8 +103,13 @@ void FillCommand(const Command& c, const common::v1::KvEndpoint* peer, decode::v
     case CommandKind::kPrefillLocal:
       out->mutable_prefill_local();
       return;
-    case CommandKind::kPark:
-      out->mutable_park()->set_ttl_ms(c.ttl_ms);
+    case CommandKind::kRetain:
+      out->mutable_retain()->set_where(ToWire(c.keep));
+      out->mutable_retain()->set_ttl_ms(c.ttl_ms);
+      out->mutable_retain()->set_worth(c.worth);
+      return;
+    case CommandKind::kPrefetch:
+      out->mutable_prefetch()->set_ttl_ms(c.ttl_ms);
       return;
     case CommandKind::kConnectPeer:
       AS_CHECK(peer != nullptr);
@@ -104,6 +121,12 @@ void FillCommand(const Command& c, const common::v1::KvEndpoint* peer, decode::v
     default:
       AS_CHECK(false) << "not a command of decode workers: " << static_cast<int>(c.kind);
   }
+}
+
+// Keys and values of all layers (docs/kv_block_format.md).
+uint64_t BlockBytes(const common::v1::KvLayout& l) {
+  return uint64_t{2} * l.num_layers() * l.num_kv_heads() * l.head_dim() * l.block_tokens() *
+         (l.dtype() == "fp32" ? 4 : 2);
 }
 
 WorkerInfo ToWorkerInfo(const v1::RegisterRequest& req) {
@@ -118,6 +141,7 @@ WorkerInfo ToWorkerInfo(const v1::RegisterRequest& req) {
   w.layout_fingerprint = e.layout().fingerprint();
   w.block_tokens = e.layout().block_tokens();
   w.num_blocks = e.num_blocks();
+  w.block_bytes = BlockBytes(e.layout());
   w.context_length = req.context_length();
   w.max_batch = req.max_batch();
   w.draining = req.draining();
@@ -126,8 +150,9 @@ WorkerInfo ToWorkerInfo(const v1::RegisterRequest& req) {
 }
 
 WorkerLoad ToLoad(const common::v1::WorkerLoad& l) {
-  return {l.running(),      l.waiting(),       l.waiting_tokens(), l.available_blocks(),
-          l.total_blocks(), l.cached_blocks(), l.preemptions(),    l.steps()};
+  return {l.running(),       l.waiting(),       l.waiting_tokens(),   l.available_blocks(),
+          l.total_blocks(),  l.cached_blocks(), l.preemptions(),      l.steps(),
+          l.parked_blocks(), l.host_blocks(),   l.host_total_blocks()};
 }
 
 void FillLoad(const WorkerLoad& l, common::v1::WorkerLoad* out) {
@@ -138,7 +163,32 @@ void FillLoad(const WorkerLoad& l, common::v1::WorkerLoad* out) {
   out->set_total_blocks(l.total_blocks);
   out->set_cached_blocks(l.cached_blocks);
   out->set_preemptions(l.preemptions);
+  out->set_parked_blocks(l.parked_blocks);
+  out->set_host_blocks(l.host_blocks);
+  out->set_host_total_blocks(l.host_total_blocks);
   out->set_steps(l.steps);
+}
+
+void FillTimeline(const Timeline& t, common::v1::Timeline* out) {
+  out->set_dependency_ms(t.dependency_ms);
+  out->set_queue_ms(t.queue_ms);
+  out->set_prefill_wait_ms(t.prefill_wait_ms);
+  out->set_prefill_ms(t.prefill_ms);
+  out->set_transfer_bytes(t.transfer_bytes);
+  out->set_transfer_path(t.transfer_path);
+  out->set_transfer_gb_per_s(t.transfer_gb_per_s);
+  out->set_transfer_exposed_ms(t.transfer_exposed_ms);
+  out->set_decode_wait_ms(t.decode_wait_ms);
+  out->set_decode_ms(t.decode_ms);
+  out->set_decode_steps(t.decode_steps);
+  out->set_ttft_ms(t.ttft_ms);
+  out->set_total_ms(t.total_ms);
+  out->set_cached_tokens(t.cached_tokens);
+  out->set_host_cached_tokens(t.host_cached_tokens);
+  out->set_migrations(t.migrations);
+  out->set_preemptions(t.preemptions);
+  out->set_prefill_worker(t.prefill_worker);
+  out->set_decode_worker(t.decode_worker);
 }
 
 FinishReason ToFinish(common::v1::FinishReason r) {

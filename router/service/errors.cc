@@ -92,6 +92,9 @@ Rejection FromCore(EndReason reason, std::string message, TimeNs retry_after) {
     case EndReason::kSlowClient:
       is(grpc::StatusCode::RESOURCE_EXHAUSTED, "SLOW_CLIENT");
       break;
+    case EndReason::kBadDependency:
+      is(grpc::StatusCode::INVALID_ARGUMENT, "BAD_DEPENDENCY");
+      break;
   }
   return r;
 }

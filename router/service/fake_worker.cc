@@ -201,8 +201,8 @@ grpc::Status FakeWorker::Decode::Run(
     } else if (c.has_cancel()) {
       ++w.cancels_;
       w.seqs_.erase(c.seq());
-    } else if (c.has_park()) {
-      ++w.parks_;
+    } else if (c.has_retain()) {
+      ++w.retains_;
     } else if (c.has_prefill_local() && it != w.seqs_.end()) {
       ++w.locals_;
       it->second.running = true;

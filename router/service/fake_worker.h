@@ -49,7 +49,7 @@ class FakeWorker final {
 
   uint32_t live() const;
   uint64_t cancels() const { return cancels_; }
-  uint64_t parks() const { return parks_; }
+  uint64_t retains() const { return retains_; }
   uint64_t releases() const { return releases_; }
   uint64_t locals() const { return locals_; }
 
@@ -99,7 +99,7 @@ class FakeWorker final {
   bool dead_ = false;             // guarded by mu_
   std::map<uint64_t, Seq> seqs_;  // guarded by mu_
   uint64_t step_ = 0;             // guarded by mu_
-  std::atomic<uint64_t> cancels_{0}, parks_{0}, releases_{0}, locals_{0};
+  std::atomic<uint64_t> cancels_{0}, retains_{0}, releases_{0}, locals_{0};
 };
 
 }  // namespace agentserve::router

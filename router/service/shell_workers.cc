@@ -251,7 +251,7 @@ void Shell::OnDecodeMessage(WorkerId w, decode::v1::RunResponse& m) {
       const auto& f = m.finished();
       core_->OnFinished(w, seq, attempt,
                         {f.steps(), f.cached_tokens(), f.preemptions(), f.prefill_wait_ms(), f.prefill_ms(),
-                         f.decode_wait_ms(), f.decode_ms()},
+                         f.decode_wait_ms(), f.decode_ms(), f.host_tokens()},
                         now_);
       break;
     }
@@ -289,6 +289,7 @@ void Shell::FillModel(v1::GetModelResponse* out) const {
   out->set_tokenizer_hash(model_.tokenizer->hash());
   out->set_created_unix_s(model_.created_unix_s);
   out->set_ready(core_->ready());
+  out->set_sessions(true);
   out->set_has_chat_template(model_.chat_template != nullptr);
   if (!endpoints_.empty()) *out->mutable_layout() = endpoints_.rbegin()->second.layout();
   const text::DefaultSampling& d = model_.card.sampling;

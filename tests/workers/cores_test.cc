@@ -15,7 +15,7 @@ std::vector<TokenId> Prompt(base::SplitMix64* rng, size_t n) {
 
 struct Totals {
   uint64_t finished = 0, failed = 0, cancelled = 0, invalid = 0, recomputes = 0, pulled = 0, preemptions = 0, hits = 0,
-           planned_ahead = 0;
+           planned_ahead = 0, host_hits = 0, stored = 0, prefetched = 0, corrupt_host = 0, p_loaded = 0;
 };
 
 void CheckEnds(ToyCluster* cluster, Totals* totals) {
@@ -43,7 +43,7 @@ void CheckEnds(ToyCluster* cluster, Totals* totals) {
   }
 }
 
-void RunSeed(uint64_t seed, size_t steps_in_flight, Totals* totals) {
+void RunSeed(uint64_t seed, size_t steps_in_flight, bool host_tier, Totals* totals) {
   base::SplitMix64 rng(seed * 7919);
   ToyCluster::Shape shape;
   shape.block_tokens = static_cast<uint32_t>(1 + rng.Below(5));
@@ -61,6 +61,14 @@ void RunSeed(uint64_t seed, size_t steps_in_flight, Totals* totals) {
   faults.preempts = rng.Below(2);
   faults.deadlines = rng.Below(2);
   faults.prefill_loss = rng.Below(2);
+  if (host_tier) {
+    shape.cache = true;
+    shape.d_blocks = static_cast<uint32_t>(4 + rng.Below(20));
+    shape.host_slots = static_cast<uint32_t>(1 + rng.Below(60));
+    shape.p_host_slots = static_cast<uint32_t>(rng.Below(40));
+    faults.corrupt_host = rng.Below(2);
+    faults.lost_copies = rng.Below(2);
+  }
   ToyCluster cluster(seed, shape, faults);
   std::vector<std::vector<TokenId>> stems;
   for (int i = 0; i < 3; ++i) stems.push_back(Prompt(&rng, rng.Below(cluster.context())));
@@ -78,7 +86,8 @@ void RunSeed(uint64_t seed, size_t steps_in_flight, Totals* totals) {
   }
   // Faults stop: everything ends.
   cluster.calm = true;
-  for (int turn = 0; turn < 40'000 && (cluster.p.size() > 0 || cluster.d.size() > 0 || cluster.d.pulling() > 0);
+  for (int turn = 0; turn < 40'000 && (cluster.p.size() > 0 || cluster.d.size() > 0 || cluster.d.pulling() > 0 ||
+                                       cluster.d.copying() > 0 || cluster.p.copying() > 0);
        ++turn) {
     cluster.Move();
   }
@@ -95,14 +104,19 @@ void RunSeed(uint64_t seed, size_t steps_in_flight, Totals* totals) {
   totals->recomputes += cluster.recomputes;
   totals->pulled += cluster.pulled;
   totals->planned_ahead += cluster.planned_ahead;
+  totals->host_hits += cluster.host_hits;
+  totals->stored += cluster.d.tiers().stats().stored_blocks;
+  totals->prefetched += cluster.d.tiers().stats().prefetched_blocks;
+  totals->p_loaded += cluster.p.tiers().stats().loaded_blocks;
+  totals->corrupt_host += cluster.d.tiers().stats().corrupt_blocks;
   totals->preemptions += cluster.d.stats().preemptions;
   totals->hits += cluster.d.stats().prefix_hits + cluster.p.stats().prefix_hits;
 }
 
-void RunClusters(size_t steps_in_flight) {
+void RunClusters(size_t steps_in_flight, bool host_tier) {
   Totals totals;
   for (uint64_t seed = 1; seed <= 600; ++seed) {
-    RunSeed(seed, steps_in_flight, &totals);
+    RunSeed(seed, steps_in_flight, host_tier, &totals);
     ASSERT_FALSE(testing::Test::HasFailure()) << "seed " << seed;
   }
   // Each path must really have been taken.
@@ -115,10 +129,18 @@ void RunClusters(size_t steps_in_flight) {
   EXPECT_GT(totals.preemptions, 100u);
   EXPECT_GT(totals.hits, 1000u);
   EXPECT_EQ(totals.planned_ahead > 1000u, steps_in_flight > 1);
+  if (!host_tier) return;
+  EXPECT_GT(totals.stored, 2000u);
+  EXPECT_GT(totals.host_hits, 1000u);
+  EXPECT_GT(totals.prefetched, 100u);
+  EXPECT_GT(totals.p_loaded, 1000u);
+  EXPECT_GT(totals.corrupt_host, 20u) << "blocks that changed in host memory must be noticed";
 }
 
-TEST(WorkerCores, RandomClustersUnderFaults) { RunClusters(1); }
-TEST(WorkerCores, RandomClustersWithTwoStepsInFlight) { RunClusters(2); }
+TEST(WorkerCores, RandomClustersUnderFaults) { RunClusters(1, false); }
+TEST(WorkerCores, RandomClustersWithTwoStepsInFlight) { RunClusters(2, false); }
+TEST(WorkerCores, RandomClustersWithHostTier) { RunClusters(1, true); }
+TEST(WorkerCores, RandomClustersWithHostTierAndTwoStepsInFlight) { RunClusters(2, true); }
 
 }  // namespace
 }  // namespace agentserve

@@ -78,7 +78,8 @@ struct TestRequest {
   bool ended = false;
   std::string failure;
   std::string transport;
-  uint32_t cached_tokens = 0;
+  uint32_t cached_tokens = 0, host_tokens = 0;
+  uint64_t seq = 0;
 };
 
 // Runs requests to their ends, all at once. Single-threaded besides the links' readers.
@@ -107,6 +108,7 @@ class MiniRouter {
     for (TestRequest* r : requests) {
       const uint64_t seq = next_seq_++;
       live_[seq] = r;
+      r->seq = seq;
       if (r->prompt_tokens == 0) r->prompt_tokens = static_cast<uint32_t>(r->tokens.size());
       dwire::RunRequest request = Command(seq);
       Fill(*r, request.mutable_reserve());
@@ -122,6 +124,22 @@ class MiniRouter {
       return load && load->running() == 0 && load->waiting() == 0 && load->available_blocks() == load->total_blocks();
     };
     return Pump([&] { return idle(d_load) && (!p_ || idle(p_load)); });
+  }
+  // What the router says of an ended request's KV.
+  void Retain(const TestRequest& r, dwire::KeepWhere where, uint64_t ttl_ms = 0) {
+    dwire::RunRequest request = Command(r.seq);
+    request.mutable_retain()->set_where(where);
+    request.mutable_retain()->set_ttl_ms(ttl_ms);
+    request.mutable_retain()->set_worth(8);
+    d_->Send(request);
+  }
+  void Prefetch(const TestRequest& r, uint64_t ttl_ms) {
+    dwire::RunRequest request = Command(r.seq);
+    request.mutable_prefetch()->set_ttl_ms(ttl_ms);
+    d_->Send(request);
+  }
+  bool WaitLoad(const std::function<bool(const agentserve::common::v1::WorkerLoad&)>& done) {
+    return Pump([&] { return d_load && done(*d_load); });
   }
   PrefillLink* p() { return p_.get(); }
   DecodeLink* d() { return d_.get(); }
@@ -237,6 +255,7 @@ class MiniRouter {
       ReleaseP(e.seq());
     } else if (e.has_finished()) {
       if (r.cached_tokens == 0) r.cached_tokens = e.finished().cached_tokens();
+      r.host_tokens = e.finished().host_tokens();
       ReleaseP(e.seq());
       End(e.seq());
     } else if (e.has_failed()) {

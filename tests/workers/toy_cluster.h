@@ -30,6 +30,8 @@ struct ToyFaults {
   bool preempts = false;
   bool deadlines = false;
   bool prefill_loss = false;
+  bool corrupt_host = false;  // bits of blocks in host memory flip
+  bool lost_copies = false;   // copies to and from the host fail half-way
 };
 
 class ToyCluster {
@@ -39,6 +41,7 @@ class ToyCluster {
     bool cache = true;
     double remote_share = 0.5;
     size_t steps_in_flight = 1;
+    uint32_t host_slots = 0, p_host_slots = 0;
   };
   ToyCluster(uint64_t seed, const Shape& shape, const ToyFaults& faults)
       : rng(seed),
@@ -47,6 +50,8 @@ class ToyCluster {
         context_(std::min(shape.p_blocks, shape.d_blocks) * shape.block_tokens),
         p_memory(shape.p_blocks, shape.block_tokens),
         d_memory(shape.d_blocks, shape.block_tokens),
+        d_host(shape.host_slots, shape.block_tokens),
+        p_host(shape.p_host_slots, shape.block_tokens),
         p_executor(&p_memory),
         d_executor(&d_memory),
         p_pipeline(&p_executor),
@@ -72,9 +77,10 @@ class ToyCluster {
   bool Move() {
     now += static_cast<base::TimeNs>(rng.Below(1000));
     bool moved = false;
-    const uint64_t first = rng.Below(5);
-    for (uint64_t i = 0; i < 5 && !moved; ++i) {
-      switch ((first + i) % 5) {
+    const uint64_t kinds = shape_.host_slots > 0 ? 6 : 5;
+    const uint64_t first = rng.Below(kinds);
+    for (uint64_t i = 0; i < kinds && !moved; ++i) {
+      switch ((first + i) % kinds) {
         case 0:
           moved = DeliverTo(&to_p_, [&](const pf::Event& e) { StepP(e); });
           break;
@@ -86,6 +92,10 @@ class ToyCluster {
           break;
         case 3:
           moved = RunD();
+          break;
+        case 5:
+          moved = MoveCopy(&copies_, &d_memory, &d_host, [&](const dc::CopyEnded& e) { StepD(e); }) ||
+                  MoveCopy(&p_copies_, &p_memory, &p_host, [&](const pf::CopyEnded& e) { StepP(e); });
           break;
         default:
           moved = MovePull();
@@ -117,7 +127,7 @@ class ToyCluster {
   std::map<SeqId, Request> requests;
   std::map<SeqId, int> p_closed, d_closed;
   std::set<SeqId> p_started, d_started;
-  uint64_t invalid_seen = 0, recomputes = 0, pulled = 0, planned_ahead = 0;
+  uint64_t invalid_seen = 0, recomputes = 0, pulled = 0, planned_ahead = 0, host_hits = 0;
   bool calm = false;  // true: no more disturbances
 
  private:
@@ -131,7 +141,7 @@ class ToyCluster {
   const ToyFaults faults_;
   const Shape shape_;
   const uint32_t context_;
-  engine::ToyMemory p_memory, d_memory;
+  engine::ToyMemory p_memory, d_memory, d_host, p_host;
   engine::ToyExecutor p_executor, d_executor;
   engine::ToyPipeline p_pipeline, d_pipeline;
   pf::Core p;
@@ -147,6 +157,14 @@ class ToyCluster {
     o.end_tokens = {engine::kToyEnd};
     return o;
   }
+  static engine::KvTiers::Options TierOptions(uint32_t slots) {
+    engine::KvTiers::Options o;
+    o.host_slots = slots;
+    o.block_bytes = 1;
+    o.copy_blocks = 3;
+    o.max_pending = 4;
+    return o;
+  }
   pf::Options POptions() const {
     pf::Options o;
     o.pool = {shape_.p_blocks, shape_.cache};
@@ -154,6 +172,8 @@ class ToyCluster {
     o.vocab_size = engine::kToyVocab;
     o.max_offers = 6;
     o.hold_ns = faults_.early_reuse ? 3000 : 1'000'000;
+    o.tiers = TierOptions(shape_.p_host_slots);
+    o.tiers.store_ordinary = true;
     return o;
   }
   dc::Options DOptions() const {
@@ -161,6 +181,8 @@ class ToyCluster {
     o.pool = {shape_.d_blocks, shape_.cache};
     o.planner = PlannerOptions();
     o.vocab_size = engine::kToyVocab;
+    o.tiers = TierOptions(shape_.host_slots);
+    o.max_finished = 8;
     return o;
   }
   engine::SequenceSpec Spec(SeqId id) {
@@ -198,6 +220,7 @@ class ToyCluster {
     for (pf::Effect& effect : p.TakeEffects()) std::visit([&](auto& x) { OnP(x); }, effect);
   }
   void OnP(pf::Admitted& e) { ToD(dc::Attach{e.seq, ToRemote(e.blocks)}); }
+  void OnP(pf::HostCopy& e) { p_copies_.push_back(e); }
   void OnP(pf::ChunkDone&) {}
   void OnP(pf::FirstToken& e) {
     Request& r = requests.at(e.seq);
@@ -248,6 +271,12 @@ class ToyCluster {
   void OnD(dc::AbortPull& e) {
     if (pulls_.contains(e.seq)) pulls_[e.seq].abort = true;
   }
+  void OnD(dc::HostCopy& e) {
+    EXPECT_FALSE(e.blocks.empty());
+    EXPECT_EQ(e.blocks.size(), e.slots.size());
+    EXPECT_EQ(e.blocks.size(), e.digests.size());
+    copies_.push_back(e);
+  }
   void OnD(dc::KvReady& e) {
     invalid_seen += e.invalid;
     recomputes += e.transport == "recompute";
@@ -263,6 +292,9 @@ class ToyCluster {
   }
   void OnD(dc::Finished& e) {
     EXPECT_FALSE(requests.at(e.seq).failed);
+    EXPECT_LE(e.host_tokens, e.cached_tokens);
+    host_hits += e.host_tokens;
+    if (rng.Below(2)) ToD(dc::Retain{e.seq, AnyKeep()});
     requests.at(e.seq).ended = true;
   }
   void OnD(dc::Failed& e) {
@@ -352,6 +384,47 @@ class ToyCluster {
     return true;
   }
 
+  engine::KvTiers::Keep AnyKeep() {
+    constexpr engine::KeepWhere kPlaces[] = {engine::KeepWhere::kDevice, engine::KeepWhere::kHost,
+                                             engine::KeepWhere::kHost, engine::KeepWhere::kDrop};
+    return {kPlaces[rng.Below(4)], static_cast<base::TimeNs>(rng.Below(40'000)),
+            static_cast<uint32_t>(1 + rng.Below(8 * engine::BlockPool::kBaseWorth))};
+  }
+
+  // Carries out one copy to or from the host, any of those that wait.
+  template <typename F>
+  bool MoveCopy(std::vector<engine::HostCopy>* copies, engine::ToyMemory* device, engine::ToyMemory* host, F step) {
+    if (copies->empty()) return false;
+    std::swap((*copies)[rng.Below(copies->size())], copies->back());
+    const engine::HostCopy copy = copies->back();
+    copies->pop_back();
+    engine::CopyEnded ended;
+    ended.job = copy.job;
+    ended.copy_ns = 10;
+    for (size_t i = 0; i < copy.blocks.size(); ++i) {
+      if (faults_.lost_copies && !calm && rng.Below(40) == 0) break;
+      const engine::BlockId slot(copy.slots[i].value);
+      for (uint32_t row = 0; row < shape_.block_tokens; ++row) {
+        uint64_t& there = host->Row(slot, row);
+        uint64_t& here = device->Row(copy.blocks[i], row);
+        if (copy.to_host) {
+          there = here;
+          if (faults_.corrupt_host && !calm && rng.Below(200) == 0) there ^= uint64_t{1} << rng.Below(64);
+        } else {
+          here = there;
+        }
+      }
+      if (!copy.to_host && device->Digest(copy.blocks[i], copy.tokens[i]) != copy.digests[i]) {
+        ended.corrupt = true;
+        break;
+      }
+      ++ended.good;
+    }
+    step(ended);
+    if (rng.Below(10) == 0) step(ended);  // a repeat changes nothing
+    return true;
+  }
+
   void Disturb() {
     if (calm || requests.empty()) return;
     auto it = requests.begin();
@@ -363,6 +436,10 @@ class ToyCluster {
       if (r.on_p) ToP(pf::Cancel{id});
     }
     if (faults_.preempts && rng.Below(25) == 0) ToD(dc::Preempt{id});
+    if (shape_.host_slots > 0 && rng.Below(30) == 0) ToD(dc::Retain{id, AnyKeep()});
+    if (shape_.host_slots > 0 && rng.Below(20) == 0) {
+      ToD(dc::Prefetch{id, static_cast<base::TimeNs>(rng.Below(20'000))});
+    }
     if (faults_.prefill_loss && rng.Below(60) == 0 && r.on_p) {
       ToP(pf::Cancel{id});
       LoseP(id);
@@ -372,6 +449,7 @@ class ToyCluster {
   std::deque<pf::Event> to_p_;
   std::deque<dc::Event> to_d_;
   std::map<SeqId, PullJob> pulls_;
+  std::vector<engine::HostCopy> copies_, p_copies_;
   std::deque<const engine::PlannedStep*> p_steps_, d_steps_;  // launched, oldest first
   uint64_t next_id_ = 1;
 };

@@ -1,7 +1,9 @@
 // Blocks in the memory of a GPU: one allocation that other processes can map read-only.
 #pragma once
 
+#include <map>
 #include <memory>
+#include <mutex>
 
 #include "kvstore/transport/block_memory.h"
 #include "kvstore/transport/cuda/driver.h"
@@ -23,7 +25,9 @@ class CudaMemory final : public BlockMemory {
   std::string name() const override;
   absl::Status CopyOut(std::span<const PieceOut> pieces) override;
   absl::Status CopyIn(std::span<const PieceIn> pieces) override;
-  absl::Status Digests(DigestAlgorithm algorithm, std::span<const DigestItem> items, std::span<uint64_t> out) override;
+  absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items) override;
+  absl::Status WarmUp(size_t copies) override { return pull_lanes_.Warm(copies, /*staging=*/true); }
+  absl::StatusOr<std::unique_ptr<HostBuffer>> NewHostBuffer(size_t bytes) override;
   absl::StatusOr<base::UniqueFd> Export() override;
   absl::StatusOr<std::unique_ptr<PeerMemory>> Import(base::UniqueFd fd, const MemoryFacts& facts,
                                                      const ImportOptions& options) override;
@@ -34,15 +38,18 @@ class CudaMemory final : public BlockMemory {
  private:
   explicit CudaMemory(int device)
       : device_(device), pull_lanes_(device, /*high_priority=*/false), seal_lanes_(device, /*high_priority=*/true) {}
-  absl::Status HostDigests(std::span<const DigestItem> items, std::span<uint64_t> out);
-  absl::Status DeviceDigests(std::span<const DigestItem> items, std::span<uint64_t> out);
+  friend class PinnedHostBuffer;
+  // Whether a buffer of NewHostBuffer holds these bytes: then the device copies them by itself.
+  bool IsPinned(const std::byte* host, size_t bytes);
 
   const int device_;
   MemoryFacts facts_;
   Mapping mapping_;
   engine::KvPoolView view_;
-  // Bulk copies give way to the model's kernels; digests, which a step waits for, do not.
+  // Bulk copies give way to the model's kernels; digests, which are short and which a step waits for, do not.
   Lanes pull_lanes_, seal_lanes_;
+  std::mutex mu_;
+  std::map<const std::byte*, size_t> pinned_;  // bytes by begin; guarded by mu_
 };
 
 }  // namespace agentserve::kvstore::cuda

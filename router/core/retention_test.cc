@@ -1,0 +1,358 @@
+#include "router/core/retention.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "base/rng.h"
+
+namespace agentserve::router {
+namespace {
+
+constexpr TimeNs kSecond = base::kNsPerSecond;
+
+std::vector<base::Hash128> Chain(uint64_t salt, size_t n) {
+  std::vector<base::Hash128> chain;
+  for (size_t i = 0; i < n; ++i) chain.push_back({salt, i + 1});
+  return chain;
+}
+
+class RetentionTest : public ::testing::Test {
+ protected:
+  // A worker of 1000 blocks of 16 tokens (32 KiB each token) that prefills 10,000 tokens a second.
+  WorkerId AddWorker(const std::string& name, uint32_t host_blocks) {
+    WorkerInfo info;
+    info.name = name;
+    info.incarnation = next_++;
+    info.address = "x";
+    info.model_fingerprint = "m";
+    info.num_blocks = 1000;
+    info.block_bytes = 16 * 32 * 1024;
+    info.prefill_tokens_per_s = 10'000;
+    info.max_batch = 8;
+    const WorkerId id = workers_.Register(info, now_)->id;
+    Worker* w = workers_.Find(id);
+    w->phase = WorkerPhase::kReady;
+    w->linked = w->has_load = true;
+    w->load.total_blocks = w->load.available_blocks = 1000;
+    w->load.host_total_blocks = host_blocks;
+    return id;
+  }
+  RetentionView View() const { return {workers_, tools_, queued_, now_}; }
+  Retention::Turn Turn(std::string_view program, WorkerId w, uint64_t seq, uint32_t tokens = 1600) {
+    Retention::Turn t;
+    t.program = program;
+    t.tenant = "t";
+    t.workflow_class = "react";
+    t.tool = "search";
+    t.worker = w;
+    t.seq = SeqId(seq);
+    t.attempt = 1;
+    t.tokens = tokens;
+    return t;
+  }
+  void Gaps(double ms, int n = 100) {
+    for (int i = 0; i < n; ++i) tools_.OnReturn("react", "search", ms * (0.8 + 0.4 * (i % 10) / 10));
+  }
+  RetainAction One() {
+    const std::vector<RetainAction> actions = retention_.TakeActions();
+    EXPECT_EQ(actions.size(), 1u);
+    retention_.CheckInvariants();
+    return actions.empty() ? RetainAction{} : actions.front();
+  }
+
+  CoreConfig config_;
+  WorkerTable workers_{config_};
+  ToolStats tools_;
+  Retention retention_{RetentionOptions{}};
+  TimeNs now_ = 1;
+  uint32_t queued_ = 0;
+  uint64_t next_ = 1;
+};
+
+TEST_F(RetentionTest, NobodyWaitsSoItIsPinned) {
+  const WorkerId w = AddWorker("d0", 0);
+  Gaps(3000);
+  retention_.OnTurnEnd(Turn("p", w, 1), View());
+  const RetainAction a = One();
+  EXPECT_EQ(a.keep, KeepWhere::kDevice);
+  EXPECT_EQ(a.reason, RetainReason::kPinFree);
+  EXPECT_EQ(a.seq, SeqId(1));
+  // Long enough for nearly all returns of this tool (2.4 to 3.5 s), and no longer.
+  EXPECT_GE(a.ttl_ms, 4'000u);
+  EXPECT_LE(a.ttl_ms, 8'000u);
+  EXPECT_EQ(retention_.pinned(w, "t"), 100u);
+}
+
+TEST_F(RetentionTest, ALongToolUnderALongQueueGoesToTheHost) {
+  const WorkerId w = AddWorker("d0", 5000);
+  Gaps(60'000);
+  queued_ = 20;
+  retention_.OnTurnEnd(Turn("p", w, 1), View());
+  // Saved: loading 50 MiB takes 5 ms, times 21 waiting; price: 20 * 100/1000 for each of ~60 s.
+  const RetainAction a = One();
+  EXPECT_EQ(a.keep, KeepWhere::kHost);
+  EXPECT_EQ(a.reason, RetainReason::kHostPrice);
+  EXPECT_EQ(retention_.pinned(w, "t"), 0u);
+  // At the median of the wait it is brought back.
+  const TimeNs wake = retention_.NextWake();
+  EXPECT_GT(wake, 40 * kSecond);
+  EXPECT_LT(wake, 80 * kSecond);
+  now_ = wake;
+  retention_.Tick(View());
+  const RetainAction back = One();
+  EXPECT_EQ(back.kind, CommandKind::kPrefetch);
+  EXPECT_EQ(back.reason, RetainReason::kPrefetchMedian);
+}
+
+TEST_F(RetentionTest, AShortToolIsWorthItsRoomEvenUnderAQueue) {
+  const WorkerId w = AddWorker("d0", 0);
+  Gaps(100);
+  queued_ = 4;
+  // Computing 8,000 tokens again takes 0.8 s, which the program and the four behind it would wait for; half of the
+  // pool for a tenth of a second costs the four 0.2 s.
+  Retention own{RetentionOptions{.tenant_share = 1}};
+  own.OnTurnEnd(Turn("p", w, 1, 8'000), View());
+  const auto actions = own.TakeActions();
+  ASSERT_EQ(actions.size(), 1u);
+  EXPECT_EQ(actions[0].reason, RetainReason::kPinWorth);
+  EXPECT_LE(actions[0].ttl_ms, 1'000u);
+}
+
+TEST_F(RetentionTest, ATenantMayHaveAPinShareOfItsOwn) {
+  const WorkerId w = AddWorker("d0", 0);
+  Gaps(3000);
+  Retention none{RetentionOptions{.tenant_share = 1, .tenant_shares = {{"t", 0.0}}}};
+  none.OnTurnEnd(Turn("p", w, 1), View());
+  none.TakeActions();
+  EXPECT_EQ(none.pinned(w, "t"), 0u);
+  Retention all{RetentionOptions{.tenant_share = 0, .tenant_shares = {{"t", 1.0}}}};
+  all.OnTurnEnd(Turn("p", w, 1), View());
+  EXPECT_EQ(all.TakeActions().size(), 1u);
+  EXPECT_EQ(all.pinned(w, "t"), 100u);
+}
+
+TEST_F(RetentionTest, WithoutHostMemoryItStaysOrdinaryCache) {
+  const WorkerId w = AddWorker("d0", 0);
+  Gaps(600'000);
+  queued_ = 50;
+  retention_.OnTurnEnd(Turn("p", w, 1), View());
+  const RetainAction a = One();
+  EXPECT_EQ(a.keep, KeepWhere::kDevice);
+  EXPECT_EQ(a.ttl_ms, 0u);
+  EXPECT_EQ(a.reason, RetainReason::kCacheOnly);
+}
+
+TEST_F(RetentionTest, PressureTakesPinsBack) {
+  const WorkerId w = AddWorker("d0", 5000);
+  Gaps(60'000);
+  retention_.OnTurnEnd(Turn("p", w, 1), View());
+  EXPECT_EQ(One().reason, RetainReason::kPinFree);
+  queued_ = 30;
+  now_ += kSecond;
+  retention_.OnPressure(View());
+  EXPECT_EQ(One().reason, RetainReason::kHostPrice);
+  retention_.OnPressure(View());
+  EXPECT_TRUE(retention_.TakeActions().empty());
+}
+
+TEST_F(RetentionTest, TheToolsNameDecidesAgain) {
+  const WorkerId w = AddWorker("d0", 5000);
+  Gaps(500);
+  for (int i = 0; i < 50; ++i) tools_.OnReturn("react", "build", 300'000);
+  retention_.OnTurnEnd(Turn("p", w, 1, 400), View());
+  EXPECT_EQ(One().keep, KeepWhere::kDevice);
+  queued_ = 1;
+  retention_.OnToolStart("p", "search", View());
+  EXPECT_TRUE(retention_.TakeActions().empty()) << "as expected";
+  retention_.OnToolStart("p", "build", View());
+  EXPECT_EQ(One().keep, KeepWhere::kHost);
+  EXPECT_GT(retention_.NextWake(), 200 * kSecond) << "the median of the right tool";
+  now_ += 10 * kSecond;
+  retention_.OnToolEnd("p", View());
+  EXPECT_EQ(One().reason, RetainReason::kPrefetchToolEnd);
+  retention_.OnToolEnd("p", View());
+  EXPECT_TRUE(retention_.TakeActions().empty()) << "once";
+}
+
+TEST_F(RetentionTest, ATenantPinsItsShareOnly) {
+  const WorkerId w = AddWorker("d0", 5000);
+  Gaps(3000);
+  for (uint64_t i = 0; i < 2; ++i) {
+    retention_.OnTurnEnd(Turn("p" + std::to_string(i), w, i + 1), View());
+    EXPECT_EQ(One().keep, KeepWhere::kDevice);
+  }
+  Retention::Turn third = Turn("p2", w, 3);
+  third.retain_ms = 60'000;  // asking does not help
+  retention_.OnTurnEnd(third, View());
+  EXPECT_EQ(One().reason, RetainReason::kHostQuota);
+  Retention::Turn other = Turn("q", w, 4);
+  other.tenant = "another";
+  retention_.OnTurnEnd(other, View());
+  EXPECT_EQ(One().keep, KeepWhere::kDevice);
+  EXPECT_EQ(retention_.pinned(w, "t"), 200u);
+}
+
+TEST_F(RetentionTest, EndsAndRewritesGiveItUp) {
+  const WorkerId w = AddWorker("d0", 5000), v = AddWorker("d1", 0);
+  Gaps(3000);
+  const auto history = Chain(1, 8);
+  Retention::Turn t = Turn("p", w, 1);
+  t.chain = history;
+  retention_.OnTurnEnd(t, View());
+  One();
+  // The client cut its history after block 6.
+  auto cut = history;
+  cut.resize(6);
+  cut.push_back({9, 9});
+  retention_.OnCall("p", cut, View());
+  EXPECT_TRUE(retention_.TakeActions().empty()) << "the two part where the new call's blocks begin";
+  t = Turn("p", w, 2);
+  t.chain = cut;
+  retention_.OnTurnEnd(t, View());
+  auto actions = retention_.TakeActions();
+  ASSERT_EQ(actions.size(), 2u);
+  EXPECT_EQ(actions[0].reason, RetainReason::kDropReplaced);
+  EXPECT_EQ(actions[0].seq, SeqId(1));
+  EXPECT_EQ(actions[1].seq, SeqId(2));
+  // It goes on on another worker.
+  auto longer = cut;
+  longer.push_back({9, 10});
+  retention_.OnCall("p", longer, View());
+  t = Turn("p", v, 3);
+  t.chain = longer;
+  retention_.OnTurnEnd(t, View());
+  actions = retention_.TakeActions();
+  ASSERT_EQ(actions.size(), 2u);
+  EXPECT_EQ(actions[0].reason, RetainReason::kDropMoved);
+  EXPECT_EQ(actions[0].worker, w);
+  // A conversation beside it shares only its beginning: nothing is given up.
+  retention_.OnCall("p", Chain(7, 4), View());
+  t = Turn("p", w, 4);
+  retention_.OnTurnEnd(t, View());
+  actions = retention_.TakeActions();
+  ASSERT_EQ(actions.size(), 1u);
+  EXPECT_NE(actions[0].keep, KeepWhere::kDrop);
+  retention_.OnProgramEnd("p", View());
+  EXPECT_EQ(One().reason, RetainReason::kDropEnded);
+  t = Turn("f", w, 5);
+  t.final = true;
+  retention_.OnTurnEnd(t, View());
+  EXPECT_EQ(One().reason, RetainReason::kDropFinal);
+  EXPECT_EQ(retention_.size(), 0u);
+}
+
+TEST_F(RetentionTest, AQueuedCallBringsItBack) {
+  const WorkerId w = AddWorker("d0", 5000);
+  Gaps(60'000);
+  queued_ = 20;
+  retention_.OnTurnEnd(Turn("p", w, 1), View());
+  One();
+  retention_.OnCall("p", {}, View());
+  retention_.OnQueued("p", View());
+  EXPECT_EQ(One().reason, RetainReason::kPrefetchQueued);
+  EXPECT_EQ(retention_.LastReason("p"), "prefetch_queued");
+}
+
+// Any order of events: tables are consistent and bounded, no tenant pins more than its share, words go to known
+// sequences of live workers only, and all timers run out.
+TEST(Retention, RandomEvents) {
+  for (uint64_t seed = 1; seed <= 300; ++seed) {
+    base::SplitMix64 rng(seed);
+    CoreConfig config;
+    WorkerTable workers(config);
+    ToolStats tools;
+    RetentionOptions options;
+    options.most = 1 + rng.Below(20);
+    Retention retention(options);
+    TimeNs now = 1;
+    std::vector<WorkerId> ids;
+    for (int i = 0; i < 3; ++i) {
+      WorkerInfo info;
+      info.name = "d" + std::to_string(i);
+      info.incarnation = 1;
+      info.address = "x";
+      info.model_fingerprint = "m";
+      info.num_blocks = 64;
+      info.block_bytes = rng.Below(2) ? 1 << 16 : 0;
+      info.max_batch = 8;
+      ids.push_back(workers.Register(info, now)->id);
+      Worker* w = workers.Find(ids.back());
+      w->phase = WorkerPhase::kReady;
+      w->has_load = true;
+      w->load.total_blocks = 64;
+      w->load.host_total_blocks = rng.Below(2) ? 100 : 0;
+    }
+    std::map<std::pair<WorkerId, uint64_t>, bool> known;
+    uint64_t seq = 0;
+    const std::string tenants[] = {"a", "b"};
+    for (int step = 0; step < 400; ++step) {
+      now += static_cast<TimeNs>(rng.Below(3 * kSecond));
+      const std::string program = "p" + std::to_string(rng.Below(25));
+      const RetentionView view{workers, tools, static_cast<uint32_t>(rng.Below(3) ? 0 : rng.Below(40)), now};
+      const auto chain = Chain(rng.Below(3), rng.Below(6));
+      switch (rng.Below(9)) {
+        case 0:
+        case 1:
+        case 2: {
+          Retention::Turn t;
+          t.program = program;
+          t.tenant = tenants[rng.Below(2)];
+          t.tool = rng.Below(2) ? "x" : "y";
+          t.worker = ids[rng.Below(3)];
+          t.seq = SeqId(++seq);
+          t.attempt = 1;
+          t.tokens = static_cast<uint32_t>(1 + rng.Below(600));
+          t.chain = chain;
+          if (rng.Below(4) == 0) t.retain_ms = rng.Below(1'000'000);
+          if (rng.Below(4) == 0) t.gap_hint_ms = rng.Below(100'000);
+          t.final = rng.Below(10) == 0;
+          known[{t.worker, seq}] = true;
+          retention.OnTurnEnd(t, view);
+          break;
+        }
+        case 3:
+          retention.OnCall(program, chain, view);
+          if (rng.Below(2)) retention.OnQueued(program, view);
+          break;
+        case 4:
+          retention.OnToolStart(program, rng.Below(2) ? "x" : "z", view);
+          break;
+        case 5:
+          tools.OnReturn("", "x", static_cast<double>(rng.Below(50'000)));
+          retention.OnToolEnd(program, view);
+          break;
+        case 6:
+          retention.OnPressure(view);
+          break;
+        case 7:
+          if (rng.Below(10) == 0) retention.OnProgramEnd(program, view);
+          if (rng.Below(40) == 0) retention.OnWorkerGone(ids[rng.Below(3)]);
+          break;
+        default:
+          now = std::max(now, std::min(retention.NextWake(), now + 10 * kSecond));
+          retention.Tick({workers, tools, view.queued, now});
+      }
+      for (const RetainAction& a : retention.TakeActions()) {
+        EXPECT_TRUE(known.contains({a.worker, a.seq.value})) << "seed " << seed;
+        EXPECT_LE(a.ttl_ms, options.most_ttl_ms);
+      }
+      for (WorkerId w : ids) {
+        for (const std::string& tenant : tenants) {
+          EXPECT_LE(retention.pinned(w, tenant), 64 * options.tenant_share) << "seed " << seed;
+        }
+      }
+      EXPECT_LE(retention.size(), options.most);
+      retention.CheckInvariants();
+      ASSERT_FALSE(testing::Test::HasFailure()) << "seed " << seed << " step " << step;
+    }
+    for (int i = 0; i < 10'000 && retention.NextWake() != std::numeric_limits<TimeNs>::max(); ++i) {
+      now = std::max(now + 1, retention.NextWake());
+      retention.Tick({workers, tools, 0, now});
+    }
+    EXPECT_EQ(retention.NextWake(), std::numeric_limits<TimeNs>::max()) << "timers for ever, seed " << seed;
+    for (WorkerId w : ids) EXPECT_EQ(retention.pinned(w, "a") + retention.pinned(w, "b"), 0u);
+  }
+}
+
+}  // namespace
+}  // namespace agentserve::router

@@ -1,0 +1,622 @@
+#include "tools/sim/simulation.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <queue>
+#include <unordered_map>
+
+#include "base/check.h"
+#include "base/rng.h"
+#include "base/status_macros.h"
+#include "base/strings.h"
+#include "engine/block_hash.h"
+#include "router/core/router_core.h"
+#include "tools/sim/content.h"
+#include "tools/sim/replay.h"
+#include "tools/sim/worker.h"
+
+namespace agentserve::sim {
+namespace {
+
+using router::CommandKind;
+using router::RouterCore;
+using router::WorkerId;
+
+constexpr TimeNs kNever = std::numeric_limits<TimeNs>::max();
+constexpr TimeNs kFar = 100'000'000 * base::kNsPerSecond;
+constexpr TimeNs kReviveAfter = 5 * base::kNsPerSecond;
+constexpr uint32_t kGenerousMaxTokens = 8192;
+
+TimeNs FromMs(double ms) { return static_cast<TimeNs>(ms * 1e6 + 0.5); }
+TimeNs FromSeconds(double s) { return static_cast<TimeNs>(s * 1e9); }
+
+enum class EventKind : uint8_t {
+  kSession,
+  kSubmit,
+  kDown,
+  kUp,
+  kWake,
+  kLinkUp,
+  kLinkDown,
+  kPeer,
+  kTick,
+  kClient,
+  kKill,
+  kRevive
+};
+
+struct Event {
+  TimeNs at = 0;
+  uint64_t order = 0;
+  EventKind kind = EventKind::kTick;
+  uint32_t a = 0;
+  uint64_t b = 0;
+  bool operator>(const Event& o) const { return at != o.at ? at > o.at : order > o.order; }
+};
+
+// Things that events carry; slots are used again.
+template <typename T>
+class Slots {
+ public:
+  uint32_t Put(T value) {
+    if (free_.empty()) {
+      items_.push_back(std::move(value));
+      return static_cast<uint32_t>(items_.size() - 1);
+    }
+    const uint32_t i = free_.back();
+    free_.pop_back();
+    items_[i] = std::move(value);
+    return i;
+  }
+  T Take(uint32_t i) {
+    free_.push_back(i);
+    return std::move(items_[i]);
+  }
+
+ private:
+  std::vector<T> items_;
+  std::vector<uint32_t> free_;
+};
+
+class Simulation {
+ public:
+  Simulation(const workload::Workload& w, const StepModel& model, const SimOptions& options)
+      : w_(w), model_(model), o_(options), replay_(&w, &model_, ReplayOptions()) {}
+
+  SimResult Run();
+
+ private:
+  struct Slot {
+    std::unique_ptr<SimWorker> worker;
+    WorkerOptions options;
+    router::WorkerInfo info;
+    WorkerId id;
+    TimeNs wake = kNever;
+    uint64_t version = 0;
+    WorkerStats past;  // of lives that ended
+  };
+  struct Live {
+    uint64_t session = 0;
+    uint32_t call = 0;
+    SpansPtr spans;
+  };
+  struct ClientEnd {
+    uint64_t session = 0;
+    uint32_t call = 0;
+    Replay::Outcome outcome;
+  };
+
+  Replay::Options ReplayOptions() const;
+  router::CoreConfig Config() const;
+  void MakeWorkers();
+  void Revive(uint32_t i);
+  void Kill(uint32_t i);
+  void ScheduleArrivals();
+  void NextSession(TimeNs at);
+  void Push(TimeNs at, EventKind kind, uint32_t a, uint64_t b = 0) { events_.push({at, ++order_, kind, a, b}); }
+  void Handle(const Event& e);
+  void Submit(uint64_t session, uint32_t call);
+  void FillAgent(const Replay::Session& s, uint32_t call, router::Submission* sub) const;
+  void Down(uint32_t index);
+  void Deliver(WorkerId id, UpMessage& m);
+  void AfterWorker(uint32_t i);
+  void Drain();
+  void Carry(router::Command c);
+  void OnRequestDone(const router::RequestDone& d);
+  void OnClient(const ClientEnd& e);
+  void ScheduleReady();
+  void ScheduleTick();
+  bool Done() const;
+  void CheckInvariants() const;
+  SimResult Result();
+
+  const workload::Workload& w_;
+  const StepModel& model_;
+  const SimOptions& o_;
+  Replay replay_;
+  std::unique_ptr<RouterCore> core_;
+  std::vector<Slot> slots_;
+  std::unordered_map<uint64_t, uint32_t> by_id_;  // WorkerId -> slot
+  std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;
+  Slots<Order> orders_;
+  Slots<UpMessage> messages_;
+  Slots<ClientEnd> ends_;
+  std::unordered_map<uint64_t, Live> live_;            // by call number = request id
+  std::unordered_map<uint64_t, uint64_t> by_request_;  // RequestKey -> call number
+  std::vector<uint32_t> program_order_;
+  std::unique_ptr<workload::ArrivalGaps> gaps_;
+  router::Effects effects_;
+  TimeNs now_ = 0, tick_at_ = kNever;
+  TimeNs message_ = 0, client_ = 0;
+  uint64_t order_ = 0, next_call_ = 1, next_program_ = 0;
+  uint64_t hash_ = 0xcbf29ce484222325ull, handled_ = 0, calls_ended_ = 0;
+  uint64_t incarnations_ = 0;
+  size_t sessions_begun_ = 0;
+  bool gave_up_ = false;
+};
+
+Replay::Options Simulation::ReplayOptions() const {
+  Replay::Options r;
+  r.count_from = FromSeconds(o_.warmup_s);
+  r.count_to = FromSeconds(o_.duration_s);
+  r.block_tokens = o_.block_tokens;
+  r.step_tokens = model_.calibration().step_tokens;
+  r.tenants = o_.tenants;
+  return r;
+}
+
+// Bounds that protect a real router's memory and clients' patience would end a simulated overload: lifted.
+router::CoreConfig Simulation::Config() const {
+  const uint32_t workers = o_.decode_workers + o_.prefill_workers;
+  router::CoreConfig c;
+  c.policy = o_.policy;
+  c.max_queued = 1u << 30;
+  c.max_queued_bytes = 1ull << 60;
+  c.max_queued_tokens = 1ull << 60;
+  c.max_live = 1u << 30;
+  c.max_queue_wait = kFar;
+  c.lease = c.stall_timeout = c.no_worker_grace = kFar;
+  c.max_workers = std::max(c.max_workers, workers);
+  c.max_programs = 1u << 20;
+  c.max_attempts = 1000;
+  c.poison_limit = 1000;
+  uint64_t blocks = 0;
+  for (const Slot& s : slots_) blocks += s.options.num_blocks;
+  c.max_prefix_blocks = static_cast<uint32_t>(std::clamp<uint64_t>(blocks, c.max_prefix_blocks, 16u << 20));
+  const double prefill = model_.PrefillMs(8192, 0, model_.calibration().step_tokens) / 8192;
+  c.agent.cost.per_output_token = model_.DecodeBaseMs(32) / 32 / prefill;
+  c.agent.cost.per_output_context_token = model_.ContextMs(32) / prefill;
+  // Keeping KV for programs is a layer of the agent policy; the others are compared with plain caches.
+  c.agent.retain = o_.policy == "agent";
+  if (o_.configure) o_.configure(&c);
+  return c;
+}
+
+void Simulation::MakeWorkers() {
+  const Calibration& k = model_.calibration();
+  for (uint32_t i = 0; i < o_.decode_workers + o_.prefill_workers; ++i) {
+    const bool decode = i < o_.decode_workers;
+    Slot& s = slots_.emplace_back();
+    s.options.role = decode ? router::Role::kDecode : router::Role::kPrefill;
+    s.options.block_tokens = o_.block_tokens;
+    const double blocks = k.kv_gib * 1073741824.0 / (k.bytes_per_token * o_.block_tokens);
+    s.options.num_blocks = o_.num_blocks > 0 ? o_.num_blocks : static_cast<uint32_t>(std::max(1.0, blocks));
+    s.options.max_batch = o_.max_batch > 0 ? o_.max_batch : k.max_batch;
+    s.options.step_tokens = std::max(decode ? k.step_tokens : k.prefill_step_tokens, s.options.max_batch);
+    if (decode)
+      s.options.host_blocks = static_cast<uint32_t>(o_.host_gib * 1073741824.0 / (k.bytes_per_token * o_.block_tokens));
+    s.options.infinite_cache = o_.infinite_cache;
+    s.options.index = i;
+    router::WorkerInfo& info = s.info;
+    info.name = base::StrCat(decode ? "decode-" : "prefill-", i);
+    info.role = s.options.role;
+    info.address = "simulated";
+    info.model_id = k.model;
+    info.model_fingerprint = "simulated";
+    info.layout_fingerprint = 7;
+    info.block_tokens = o_.block_tokens;
+    info.num_blocks = s.options.num_blocks;
+    info.block_bytes = static_cast<uint64_t>(k.bytes_per_token * o_.block_tokens);
+    info.prefill_tokens_per_s = 8192e3 / model_.PrefillMs(8192, 0, s.options.step_tokens);
+    info.context_length = s.options.context_length;
+    info.max_batch = s.options.max_batch;
+  }
+}
+
+void Simulation::Revive(uint32_t i) {
+  Slot& s = slots_[i];
+  s.options.seed = base::SplitMix64(o_.seed * 1000003 + i * 7919 + incarnations_).Next();
+  s.worker = o_.core_workers ? MakeCoreWorker(s.options, &model_) : MakeFastWorker(s.options, &model_);
+  s.info.incarnation = ++incarnations_;
+  ++s.version;
+  s.wake = kNever;
+  const absl::StatusOr<WorkerId> id = core_->RegisterWorker(s.info, now_);
+  AS_CHECK(id.ok()) << base::MessageOf(id.status());
+  s.id = *id;
+  by_id_[id->value] = i;
+}
+
+void Simulation::Kill(uint32_t i) {
+  Slot& s = slots_[i];
+  if (s.worker == nullptr) return;
+  const WorkerStats stats = s.worker->stats();
+  s.past.busy_ns += stats.busy_ns;
+  s.past.preemptions += stats.preemptions;
+  s.worker.reset();
+  ++s.version;
+  Push(now_ + base::kNsPerMs, EventKind::kLinkDown, i, s.id.value);
+  Push(now_ + kReviveAfter, EventKind::kRevive, i);
+  if (s.options.role != router::Role::kPrefill) return;
+  for (uint32_t k = 0; k < slots_.size(); ++k) {
+    if (slots_[k].worker == nullptr) continue;
+    slots_[k].worker->PeerLost(i, now_);
+    AfterWorker(k);
+  }
+}
+
+// ---- arrivals ----
+
+void Simulation::ScheduleArrivals() {
+  program_order_.resize(w_.programs.size());
+  for (uint32_t i = 0; i < program_order_.size(); ++i) program_order_[i] = i;
+  if (o_.arrivals == workload::ArrivalKind::kTrace) {
+    for (uint32_t i = 0; i < program_order_.size(); ++i) {
+      Push(FromSeconds(w_.programs[i].arrival_s), EventKind::kSession, i, 0);
+    }
+    return;
+  }
+  base::SplitMix64 rng(o_.seed * 77 + 5);
+  for (size_t i = program_order_.size(); i > 1; --i) std::swap(program_order_[i - 1], program_order_[rng.Below(i)]);
+  if (o_.arrivals == workload::ArrivalKind::kClosed) {
+    // Spread over a while, or all first calls would march in step.
+    for (uint32_t i = 0; i < o_.population; ++i) {
+      NextSession(FromSeconds(rng.Uniform() * std::min(o_.warmup_s, 60.0) / 2));
+    }
+    return;
+  }
+  gaps_ = std::make_unique<workload::ArrivalGaps>(o_.arrivals, o_.rate, o_.seed * 31 + 9);
+  NextSession(FromSeconds(gaps_->Next()));
+}
+
+// Programs in a seeded order, again and again; each time around they are other instances.
+void Simulation::NextSession(TimeNs at) {
+  const uint64_t n = next_program_++;
+  Push(at, EventKind::kSession, program_order_[n % program_order_.size()], n / program_order_.size());
+}
+
+void Simulation::ScheduleReady() {
+  for (const Replay::Ready& r : replay_.TakeReady()) Push(r.at + client_, EventKind::kSubmit, r.call, r.session);
+}
+
+// ---- calls ----
+
+void Simulation::FillAgent(const Replay::Session& s, uint32_t call, router::Submission* sub) const {
+  const workload::Program& p = w_.programs[s.program];
+  const workload::Call& c = p.calls[call];
+  const ProgramPlan::CallPlan& plan = s.plan->calls[call];
+  router::AgentInfo& a = sub->agent;
+  a.tenant_id = replay_.tenants()[s.tenant];
+  sub->oracle = router::OracleInfo{c.out, plan.cost, plan.remaining_cost};
+  if (o_.hints == Hints::kNone) return;
+  a.program_id = base::StrCat(p.id, "#", s.number);
+  a.workflow_class = w_.classes[p.workflow];
+  a.tool_name = w_.tools[c.tool];
+  a.step_index = plan.step;
+  a.blocking = !c.background;
+  if (p.deadline_s > 0) a.deadline_ms = static_cast<uint64_t>(p.deadline_s * 1000);
+  if (o_.hints != Hints::kFull) return;
+  a.osl_hint = c.out;
+  const ProgramPlan::JobPlan& job = s.plan->jobs[plan.job];
+  a.total_calls_hint = job.calls;
+  a.steps_left_hint = job.calls > plan.step ? job.calls - plan.step - 1 : 0;
+  a.final = call + 1 == p.calls.size();
+}
+
+void Simulation::Submit(uint64_t session, uint32_t call) {
+  replay_.Sent(session, call, now_ - client_);
+  const Replay::Session& s = replay_.session(session);
+  const workload::Call& c = w_.programs[s.program].calls[call];
+  const uint64_t number = next_call_++;
+  Live live{session, call, {}};
+  live.spans = std::make_shared<const std::vector<workload::Span>>(workload::Spans(w_, s.program, call, s.instance));
+  router::Submission sub;
+  sub.request_id = std::to_string(number);
+  if (o_.core_workers) {
+    auto prompt = std::make_shared<std::vector<engine::TokenId>>(Tokens(*live.spans, c.in));
+    sub.chain_root = engine::ChainRoot("", 7);
+    engine::ExtendChain(sub.chain_root, *prompt, o_.block_tokens, &sub.chain);
+    sub.block_tokens = o_.block_tokens;
+    sub.prompt = std::move(prompt);
+  } else {
+    // Only the length matters. block_tokens 0: the router cannot name output blocks, whose tokens do not exist here.
+    sub.prompt = std::make_shared<std::vector<engine::TokenId>>(c.in, 1);
+    BlockNames(*live.spans, c.in, o_.block_tokens, &sub.chain);
+  }
+  sub.digest = {number, 1};
+  sub.sampling.seed = number;
+  sub.sampling.ignore_eos = true;
+  sub.sampling.max_tokens = o_.exact_max_tokens ? c.out : std::max(c.out, kGenerousMaxTokens);
+  if (!o_.exact_max_tokens) sub.sampling.stop_token_ids = {kStopToken};
+  sub.arrival = now_;
+  sub.deadline = now_ + kFar;
+  sub.bytes = c.in * sizeof(engine::TokenId);
+  FillAgent(s, call, &sub);
+  const router::SubmitResult result = core_->Submit(std::move(sub), now_);
+  if (!result.ok()) {
+    gave_up_ = true;
+    Push(now_ + client_, EventKind::kClient, ends_.Put({session, call, {false, 0, 0, 0, 0}}));
+    return;
+  }
+  by_request_[result.key.value] = number;
+  live_[number] = std::move(live);
+}
+
+void Simulation::OnRequestDone(const router::RequestDone& d) {
+  const auto it = by_request_.find(d.request.value);
+  AS_CHECK(it != by_request_.end());
+  const auto live = live_.find(it->second);
+  ClientEnd end{live->second.session, live->second.call, {}};
+  live_.erase(live);
+  by_request_.erase(it);
+  ++calls_ended_;
+  end.outcome.ok = d.reason == router::EndReason::kDone;
+  if (!end.outcome.ok) gave_up_ = true;
+  const double network = 2 * base::ToMs(client_) / 1000;
+  end.outcome.ttft_s = d.timeline.ttft_ms / 1000 + network;
+  end.outcome.e2e_s = d.timeline.total_ms / 1000 + network;
+  end.outcome.queue_s = d.timeline.queue_ms / 1000;
+  end.outcome.cached = d.cached_tokens;
+  Push(now_ + client_, EventKind::kClient, ends_.Put(end));
+}
+
+void Simulation::OnClient(const ClientEnd& e) {
+  const bool over = replay_.Ended(e.session, e.call, e.outcome, now_);
+  if (over && o_.arrivals == workload::ArrivalKind::kClosed && now_ < FromSeconds(o_.duration_s)) NextSession(now_);
+  ScheduleReady();
+}
+
+// ---- router and workers ----
+
+void Simulation::Carry(router::Command c) {
+  const auto it = by_id_.find(c.worker.value);
+  if (it == by_id_.end()) return;
+  Order order;
+  if (c.spec != nullptr) {
+    const auto live = live_.find(std::stoull(c.spec->request_id));
+    if (live == live_.end()) return;
+    order.spans = live->second.spans;
+    order.tokens = static_cast<uint32_t>(c.spec->tokens.size());
+    order.generated = order.tokens - c.spec->prompt_tokens;
+    order.max_tokens =
+        o_.exact_max_tokens ? c.spec->sampling.max_tokens : replay_.call(live->second.session, live->second.call).out;
+    order.stops = !o_.exact_max_tokens;
+  }
+  order.command = std::move(c);
+  Push(now_ + message_, EventKind::kDown, orders_.Put(std::move(order)));
+}
+
+void Simulation::Down(uint32_t index) {
+  const Order order = orders_.Take(index);
+  const auto it = by_id_.find(order.command.worker.value);
+  if (it == by_id_.end()) return;
+  const uint32_t i = it->second;
+  if (slots_[i].worker == nullptr || slots_[i].id != order.command.worker) return;
+  if (order.command.kind == CommandKind::kConnectPeer) {
+    const auto peer = by_id_.find(order.command.peer.value);
+    if (peer != by_id_.end()) Push(now_ + message_, EventKind::kPeer, i, peer->second);
+    return;
+  }
+  slots_[i].worker->Obey(order, now_);
+  AfterWorker(i);
+}
+
+// Sends what the worker said and plans when to wake it.
+void Simulation::AfterWorker(uint32_t i) {
+  Slot& s = slots_[i];
+  for (UpMessage& m : s.worker->outbox()) {
+    Push(now_ + message_, EventKind::kUp, messages_.Put(std::move(m)), s.id.value);
+  }
+  s.worker->outbox().clear();
+  const TimeNs next = s.worker->NextEvent();
+  if (next == s.wake) return;
+  s.wake = next;
+  ++s.version;
+  if (next != kNever) Push(std::max(next, now_), EventKind::kWake, i, s.version);
+}
+
+void Simulation::Deliver(WorkerId id, UpMessage& m) {
+  using Kind = UpMessage::Kind;
+  switch (m.kind) {
+    case Kind::kReserved:
+      return core_->OnReserved(id, m.seq, m.attempt, m.cached_tokens, now_);
+    case Kind::kAdmitted:
+      return core_->OnAdmitted(id, m.seq, m.attempt, std::move(m.kv), m.cached_tokens, now_);
+    case Kind::kFirstToken:
+      return core_->OnFirstToken(id, m.seq, m.attempt, m.first, now_);
+    case Kind::kKvReady:
+      return core_->OnKvReady(id, m.seq, m.attempt, m.ready, now_);
+    case Kind::kStep:
+      return core_->OnStep(id, m.step, m.tokens, now_);
+    case Kind::kFinished:
+      return core_->OnFinished(id, m.seq, m.attempt, m.totals, now_);
+    case Kind::kFailed:
+      return core_->OnFailed(id, m.seq, m.attempt, m.failure, now_);
+    case Kind::kLoad:
+      return core_->OnLoad(id, m.load, now_);
+  }
+}
+
+void Simulation::Drain() {
+  for (;;) {
+    core_->TakeEffects(&effects_);
+    if (effects_.empty()) return;
+    router::Effects e = std::move(effects_);
+    effects_ = {};
+    for (const router::LinkEffect& l : e.links) {
+      if (l.open) Push(now_ + message_, EventKind::kLinkUp, 0, l.worker.value);
+    }
+    for (router::Command& c : e.commands) Carry(std::move(c));
+    for (const router::RequestDone& d : e.request_ends) OnRequestDone(d);
+  }
+}
+
+void Simulation::ScheduleTick() {
+  // NextWake costs O(workers): with many of them it is asked less often.
+  if (slots_.size() > 64 && handled_ % (slots_.size() / 16) != 0) return;
+  const TimeNs wake = std::max(core_->NextWake(), now_ + 1);
+  if (wake >= kFar || wake >= tick_at_) return;
+  tick_at_ = wake;
+  Push(wake, EventKind::kTick, 0);
+}
+
+void Simulation::Handle(const Event& e) {
+  switch (e.kind) {
+    case EventKind::kSession:
+      ++sessions_begun_;
+      replay_.Start(e.a, e.b, now_);
+      ScheduleReady();
+      if (gaps_ != nullptr) {
+        const TimeNs next = now_ + FromSeconds(gaps_->Next());
+        if (next < FromSeconds(o_.duration_s)) NextSession(next);
+      }
+      return;
+    case EventKind::kSubmit:
+      return Submit(e.b, e.a);
+    case EventKind::kDown:
+      return Down(e.a);
+    case EventKind::kUp: {
+      UpMessage m = messages_.Take(e.a);
+      return Deliver(WorkerId(e.b), m);
+    }
+    case EventKind::kWake:
+      if (slots_[e.a].version != e.b || slots_[e.a].worker == nullptr) return;
+      slots_[e.a].wake = kNever;
+      slots_[e.a].worker->Advance(now_);
+      return AfterWorker(e.a);
+    case EventKind::kLinkUp: {
+      const auto it = by_id_.find(e.b);
+      if (it == by_id_.end() || slots_[it->second].id.value != e.b || slots_[it->second].worker == nullptr) return;
+      return core_->OnLinkUp(WorkerId(e.b), now_);
+    }
+    case EventKind::kLinkDown:
+      return core_->OnLinkDown(WorkerId(e.b), now_);
+    case EventKind::kPeer: {
+      const Slot& peer = slots_[e.b];
+      return core_->OnPeerConnected(slots_[e.a].id, peer.info.name, peer.info.incarnation, true, now_);
+    }
+    case EventKind::kTick:
+      tick_at_ = kNever;
+      return core_->Tick(now_);
+    case EventKind::kClient:
+      return OnClient(ends_.Take(e.a));
+    case EventKind::kKill:
+      return Kill(e.a);
+    case EventKind::kRevive:
+      return Revive(e.a);
+  }
+}
+
+bool Simulation::Done() const {
+  if (o_.arrivals == workload::ArrivalKind::kTrace)
+    return sessions_begun_ == w_.programs.size() && replay_.sessions() == 0;
+  return now_ >= FromSeconds(o_.duration_s) && replay_.counted_open() == 0;
+}
+
+void Simulation::CheckInvariants() const {
+  core_->CheckInvariants();
+  for (const Slot& s : slots_) {
+    if (s.worker != nullptr) s.worker->CheckInvariants();
+  }
+}
+
+SimResult Simulation::Run() {
+  message_ = FromMs(model_.calibration().message_ms);
+  client_ = FromMs(model_.calibration().client_ms);
+  MakeWorkers();
+  core_ = std::make_unique<RouterCore>(Config(), now_);
+  for (uint32_t i = 0; i < slots_.size(); ++i) Revive(i);
+  Drain();
+  base::SplitMix64 rng(o_.seed + 4242);
+  for (double at : o_.kill_at_s) {
+    Push(FromSeconds(at), EventKind::kKill, static_cast<uint32_t>(rng.Below(o_.decode_workers)));
+  }
+  ScheduleArrivals();
+  uint64_t next_report = 0;
+  while (!events_.empty() && !Done()) {
+    const Event e = events_.top();
+    events_.pop();
+    if (e.at > FromSeconds(o_.limit_s)) {
+      gave_up_ = true;
+      break;
+    }
+    AS_CHECK_GE(e.at, now_);
+    now_ = e.at;
+    hash_ =
+        (hash_ ^ (static_cast<uint64_t>(e.at) * 31 + static_cast<uint64_t>(e.kind) * 7 + e.a + e.b)) * 0x100000001b3ull;
+    ++handled_;
+    Handle(e);
+    Drain();
+    ScheduleTick();
+    if (o_.check_every > 0 && handled_ % o_.check_every == 0) CheckInvariants();
+    if (o_.progress && handled_ >= next_report) {
+      next_report = handled_ + 200'000;
+      o_.progress(static_cast<double>(now_) / 1e9, replay_.jobs_done());
+    }
+  }
+  return Result();
+}
+
+SimResult Simulation::Result() {
+  SimResult r;
+  r.records = std::move(replay_.records());
+  if (o_.arrivals == workload::ArrivalKind::kTrace) {
+    r.records.window_from_s = 0;
+    r.records.window_to_s = static_cast<double>(now_) / 1e9;
+    r.records.window_jobs = r.records.jobs.size();
+  }
+  r.figures = MakeFigures(r.records, w_.classes, w_.labels, o_.slo);
+  r.event_hash = hash_;
+  r.events = handled_;
+  r.calls_ended = calls_ended_;
+  r.virtual_s = static_cast<double>(now_) / 1e9;
+  r.migrations = core_->stats().migrations;
+  r.gave_up = gave_up_;
+  for (const Slot& s : slots_) {
+    const WorkerStats now = s.worker == nullptr ? WorkerStats{} : s.worker->stats();
+    r.preemptions += now.preemptions + s.past.preemptions;
+    if (s.options.role == router::Role::kDecode) r.busy_share += (now.busy_ns + s.past.busy_ns) / 1e9 / r.virtual_s;
+  }
+  r.busy_share /= o_.decode_workers;
+  return r;
+}
+
+absl::Status Check(const workload::Workload& w, const SimOptions& o) {
+  const auto bad = [](const std::string& what) { return absl::InvalidArgumentError(base::ToAbsl(what)); };
+  if (absl::StatusOr<router::Policy> p = router::FindPolicy(o.policy); !p.ok()) return p.status();
+  AS_RETURN_IF_ERROR(workload::Validate(w));
+  if (o.decode_workers < 1 || o.decode_workers + o.prefill_workers > 100'000) {
+    return bad("at least 1 decode worker and at most 100000 workers are needed");
+  }
+  if (o.block_tokens < 1) return bad("block_tokens must be at least 1");
+  const bool open = o.arrivals != workload::ArrivalKind::kTrace && o.arrivals != workload::ArrivalKind::kClosed;
+  if (open && !(o.rate > 0)) return bad("the arrival rate must be above 0");
+  if (o.arrivals == workload::ArrivalKind::kClosed && o.population < 1) return bad("the population must be at least 1");
+  if (o.arrivals != workload::ArrivalKind::kTrace && !(o.duration_s > o.warmup_s && o.warmup_s >= 0)) {
+    return bad("the duration must be longer than the warm-up");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<SimResult> Simulate(const workload::Workload& w, const Calibration& calibration,
+                                   const SimOptions& options) {
+  AS_RETURN_IF_ERROR(Check(w, options));
+  AS_ASSIGN_OR_RETURN(const StepModel model, StepModel::Make(calibration));
+  SimOptions o = options;
+  if (o.arrivals == workload::ArrivalKind::kTrace) o.warmup_s = 0, o.duration_s = 1e9;
+  return Simulation(w, model, o).Run();
+}
+
+}  // namespace agentserve::sim
