@@ -54,6 +54,7 @@ class Loop final : public worker::RunLoop<wire::RunRequest, wire::RunResponse, I
                   base::TimeNs ended) override;
   const engine::PlannedStep* PlanStep(base::TimeNs now) override { return core_.PlanStep(now); }
   std::vector<engine::BlockChange> TakeBlockChanges() override { return core_.TakeBlockChanges(); }
+  std::vector<engine::HostTier::Change> TakeHostChanges() override { return core_.TakeHostChanges(); }
   void ApplyEffects(base::TimeNs now) override;
   base::TimeNs NextDeadline() const override { return core_.NextDeadline(); }
   bool Idle() const override { return core_.size() == 0 && core_.pulling() == 0; }

@@ -65,6 +65,7 @@ std::optional<SlotId> HostTier::BeginStore(const Block& block) {
   Slot& s = Get(id);
   AS_CHECK(s.state == State::kFree);
   s.state = State::kStoring;
+  s.epoch = Epoch(s.epoch.value + 1);
   s.block = block;
   s.clock = clock_;
   s.tick = ++tick_;
@@ -90,7 +91,7 @@ void HostTier::EndStore(SlotId id, bool ok) {
   s.state = State::kStored;
   --storing_;
   ++stored_;
-  changes_.push_back({true, id, s.block});
+  changes_.push_back({true, id, s.epoch, s.block});
   Refile(id);
 }
 
@@ -169,7 +170,7 @@ void HostTier::ForgetOne(SlotId id, Reason reason) {
     Refile(*parent);
   }
   if (s.state == State::kStored) {
-    changes_.push_back({false, id, s.block});
+    changes_.push_back({false, id, s.epoch, s.block});
     --stored_;
   } else {
     --storing_;

@@ -12,7 +12,8 @@
 // the I/O. Single-threaded, owned by the worker's loop. Invariants, see CheckInvariants():
 //   1. free + storing + stored + doomed = slots; each slot is in exactly one of these.
 //   2. Each name belongs to at most one slot. The parent of a named slot is a named slot, or there is none before it.
-//   3. The ordered set holds exactly the STORED slots without children and without loads, each under its key.
+//   3. Every FREE -> STORING bumps the slot's epoch.
+//   4. The ordered set holds exactly the STORED slots without children and without loads, each under its key.
 #pragma once
 
 #include <compare>
@@ -82,12 +83,15 @@ class HostTier {
   uint64_t evictions(Reason reason) const { return evictions_[static_cast<size_t>(reason)]; }
   State state(SlotId slot) const { return Get(slot).state; }
   const Block& block(SlotId slot) const { return Get(slot).block; }
+  // Bumped whenever the slot is taken for another block.
+  Epoch epoch(SlotId slot) const { return Get(slot).epoch; }
 
   // Names that came (stored completely) and went since the last call, in order. At most two per slot and call of the
   // above.
   struct Change {
     bool stored = false;
     SlotId slot;
+    Epoch epoch;
     Block block;
   };
   std::vector<Change> TakeChanges() { return std::exchange(changes_, {}); }
@@ -104,6 +108,7 @@ class HostTier {
   struct Slot {
     State state = State::kFree;
     bool leaf = false;  // in leaves_, under `key`
+    Epoch epoch;
     uint32_t loads = 0;
     Block block;
     uint64_t clock = 0, tick = 0;  // of the last use

@@ -115,7 +115,7 @@ std::vector<base::Hash128> KvTiers::ChainOf(BlockId leaf) const {
 void KvTiers::StoreVictims() {
   for (const BlockId id : pool_->NextVictims(kVictims)) {
     const uint32_t worth = pool_->worth(id);
-    if (worth <= BlockPool::kBaseWorth || pool_->clean(id) || pool_->offered(id)) continue;
+    if (!(options_.store_ordinary || worth > BlockPool::kBaseWorth) || pool_->clean(id) || pool_->offered(id)) continue;
     const std::vector<base::Hash128> chain = ChainOf(id);
     if (!chain.empty() && StoreSome(chain, worth)) return;
     // Once for each use, or two blocks that do not fit both would replace each other for ever.

@@ -80,6 +80,8 @@ class KvTiers {
     uint32_t copy_blocks = 64;
     // Chains waiting to be stored: one per sequence that ends while a copy runs. Beyond that the oldest is left out.
     uint32_t max_pending = 256;
+    // Victims of the pool are stored whatever they are worth, not only those that have been of use.
+    bool store_ordinary = false;
     // Longest pin. A tool that runs longer than 10 minutes is no reason to keep others' blocks away.
     base::TimeNs max_ttl = 600 * base::kNsPerSecond;
   };

@@ -2,25 +2,37 @@
 
 #include <algorithm>
 #include <charconv>
-#include <optional>
+#include <span>
 
+#include "base/hash.h"
 #include "base/strings.h"
+#include "gateway/json_util.h"
 
 namespace agentserve::gateway {
 namespace {
 
+using base::StrCat;
 using common::v1::AgentContext;
-using Json = nlohmann::json;
 
 constexpr uint64_t kMaxMs = 7ull * 24 * 3600 * 1000;  // a week: beyond any agent run
 
-// Printable ASCII of bounded length, or "" if there is anything else in it.
-std::string CleanId(std::string_view s) {
-  if (s.size() > kMaxProgramIdBytes) s = s.substr(0, kMaxProgramIdBytes);
-  for (char c : s) {
-    if (c < 0x20 || c > 0x7E) return "";
-  }
-  return std::string(s);
+bool Printable(std::string_view s) {
+  return std::all_of(s.begin(), s.end(), [](char c) { return c >= 0x20 && c <= 0x7E; });
+}
+
+std::string_view Trim(std::string_view s) {
+  while (!s.empty() && s.front() == ' ') s.remove_prefix(1);
+  while (!s.empty() && s.back() == ' ') s.remove_suffix(1);
+  return s;
+}
+
+// An id of another dialect: "" if it cannot be one.
+std::string ForeignId(std::string_view s) {
+  if (s.size() > kMaxForeignIdBytes || !Printable(s)) return "";
+  if (s.size() <= kMaxProgramIdBytes) return std::string(s);
+  constexpr size_t kHash = 32;
+  return StrCat(s.substr(0, kMaxProgramIdBytes - kHash - 1), "~",
+                base::Sha256Prefix(std::as_bytes(std::span(s.data(), s.size()))).Hex());
 }
 
 std::optional<int64_t> ParseInt(std::string_view s) {
@@ -36,131 +48,18 @@ std::optional<bool> ParseBool(std::string_view s) {
   return std::nullopt;
 }
 
-// Sets fields that nobody set before.
-class Filler {
- public:
-  explicit Filler(AgentContext* out) : out_(out) {}
-
-  void Program(std::string_view v) {
-    if (out_->program_id().empty()) out_->set_program_id(CleanId(v));
-  }
-  void Parent(std::string_view v) {
-    if (out_->parent_program_id().empty()) out_->set_parent_program_id(CleanId(v));
-  }
-  // `name` is the field name with '_' as written in x-agentserve-*, e.g. "steps_left".
-  void Set(std::string_view name, std::string_view v) {
-    if (v.empty()) return;
-    if (name == "program_id") return Program(v);
-    if (name == "parent_program_id") return Parent(v);
-    if (name == "workflow_class" && out_->workflow_class().empty()) return out_->set_workflow_class(CleanId(v));
-    if (name == "tool_name" && out_->tool_name().empty()) return out_->set_tool_name(CleanId(v));
-    if (name == "depends_on" && out_->depends_on_size() == 0) return DependsOn(v);
-    if (name == "final" || name == "blocking") {
-      const auto b = ParseBool(v);
-      if (b && name == "final" && !final_set_) {
-        final_set_ = true;
-        out_->set_final(*b);
-      } else if (b && name == "blocking" && !out_->has_blocking()) {
-        out_->set_blocking(*b);
-      }
-      return;
-    }
-    if (const auto i = ParseInt(v)) SetInt(name, *i);
-  }
-  void SetInt(std::string_view name, int64_t v) {
-    const auto u32 = static_cast<uint32_t>(std::clamp<int64_t>(v, 0, UINT32_MAX));
-    const auto ms = static_cast<uint64_t>(std::clamp<int64_t>(v, 0, kMaxMs));
-    if (name == "priority" && !out_->has_priority()) {
-      out_->set_priority(static_cast<int32_t>(std::clamp<int64_t>(v, -100, 100)));
-    } else if (name == "strict_tier" && !out_->has_strict_tier()) {
-      out_->set_strict_tier(u32);
-    } else if (name == "step_index" && !out_->has_step_index()) {
-      out_->set_step_index(u32);
-    } else if (name == "steps_left" && !out_->has_steps_left_hint()) {
-      out_->set_steps_left_hint(u32);
-    } else if (name == "osl" && !out_->has_osl_hint()) {
-      out_->set_osl_hint(u32);
-    } else if (name == "total_calls" && !out_->has_total_calls_hint()) {
-      out_->set_total_calls_hint(u32);
-    } else if (name == "deadline_ms" && !out_->has_deadline_ms()) {
-      out_->set_deadline_ms(ms);
-    } else if (name == "tool_gap_ms" && !out_->has_tool_gap_ms_hint()) {
-      out_->set_tool_gap_ms_hint(ms);
-    } else if (name == "kv_retain_ms" && !out_->has_kv_retain_ms()) {
-      out_->set_kv_retain_ms(ms);
-    }
-  }
-
- private:
-  void DependsOn(std::string_view list) {
-    while (!list.empty() && out_->depends_on_size() < kMaxDependsOn) {
-      const size_t comma = std::min(list.find(','), list.size());
-      std::string_view item = list.substr(0, comma);
-      while (!item.empty() && item.front() == ' ') item.remove_prefix(1);
-      while (!item.empty() && item.back() == ' ') item.remove_suffix(1);
-      if (std::string id = CleanId(item); !id.empty()) out_->add_depends_on(id);
-      list.remove_prefix(std::min(comma + 1, list.size()));
-    }
-  }
-
-  AgentContext* out_;
-  bool final_set_ = false;
-};
-
-constexpr std::string_view kOwnFields[] = {
-    "program_id",  "parent_program_id", "workflow_class", "step_index", "steps_left",  "blocking",
-    "priority",    "strict_tier",       "deadline_ms",    "osl",        "total_calls", "tool_name",
-    "tool_gap_ms", "kv_retain_ms",      "final",          "depends_on"};
-
-void FromOwnHeaders(const HttpRequest& request, Filler& fill) {
-  constexpr std::string_view kPrefix = "x-agentserve-";
-  for (const auto& [key, value] : request.headers) {
-    if (!key.starts_with(kPrefix)) continue;
-    std::string name = key.substr(kPrefix.size());
-    std::replace(name.begin(), name.end(), '-', '_');
-    fill.Set(name, value);
-  }
-}
-
-void FromSessionHeaders(const HttpRequest& r, Filler& fill) {
-  for (const char* family : {"x-dynamo-session", "x-dynamo-trajectory"}) {
-    const std::string name = family;
-    fill.Program(r.Header(name + "-id"));
-    const std::string kind = name.substr(sizeof("x-dynamo-") - 1);
-    fill.Parent(r.Header("x-dynamo-parent-" + kind + "-id"));
-    fill.Set("final", r.Header(name + "-final"));
-  }
-  // Sub-agents of one session are programs of their own whose parent is the session or the agent that spawned them.
-  if (const auto session = r.Header("x-claude-code-session-id"); !session.empty()) {
-    const auto agent = r.Header("x-claude-code-agent-id");
-    const auto parent = r.Header("x-claude-code-parent-agent-id");
-    if (agent.empty()) {
-      fill.Program(session);
-    } else {
-      fill.Program(base::StrCat(session, "/", agent));
-      fill.Parent(parent.empty() ? std::string(session) : base::StrCat(session, "/", parent));
-    }
-  }
-  fill.Program(r.Header("session-id"));
-  fill.Program(r.Header("thread-id"));
-  fill.Program(r.Header("x-session-id"));
-  fill.Parent(r.Header("x-parent-session-id"));
-  fill.Program(r.Header("x-smg-routing-key"));
-}
-
 const Json* Member(const Json& object, const char* key) {
   if (!object.is_object()) return nullptr;
   const auto it = object.find(key);
-  return it == object.end() ? nullptr : &*it;
+  return it == object.end() || it->is_null() ? nullptr : &*it;
 }
 
-std::optional<int64_t> IntOf(const Json* v) {
-  if (v == nullptr) return std::nullopt;
-  if (v->is_boolean()) return v->get<bool>() ? 1 : 0;
-  if (v->is_number_unsigned()) return static_cast<int64_t>(std::min<uint64_t>(v->get<uint64_t>(), INT64_MAX));
-  if (v->is_number_integer()) return v->get<int64_t>();
-  if (v->is_number_float()) return static_cast<int64_t>(std::clamp(v->get<double>(), -9e15, 9e15));
-  if (v->is_string()) return ParseInt(v->get_ref<const std::string&>());
+std::optional<int64_t> IntOf(const Json& v) {
+  if (v.is_boolean()) return v.get<bool>() ? 1 : 0;
+  if (v.is_number_unsigned()) return static_cast<int64_t>(std::min<uint64_t>(v.get<uint64_t>(), INT64_MAX));
+  if (v.is_number_integer()) return v.get<int64_t>();
+  if (v.is_number_float()) return static_cast<int64_t>(std::clamp(v.get<double>(), -9e15, 9e15));
+  if (v.is_string()) return ParseInt(v.get_ref<const std::string&>());
   return std::nullopt;
 }
 
@@ -168,65 +67,329 @@ std::string_view TextOf(const Json* v) {
   return v != nullptr && v->is_string() ? std::string_view(v->get_ref<const std::string&>()) : std::string_view();
 }
 
-void FromNvext(const Json& body, Filler& fill) {
-  const Json* nvext = Member(body, "nvext");
-  const Json* hints = nvext == nullptr ? nullptr : Member(*nvext, "agent_hints");
-  if (hints == nullptr) return;
-  const auto take = [&](const char* from, std::string_view to) {
-    if (const auto v = IntOf(Member(*hints, from))) fill.SetInt(to, *v);
-  };
-  take("priority", "priority");
-  take("strict_priority", "strict_tier");
-  take("osl", "osl");
-  take("total_requests", "total_calls");
-  fill.Program(TextOf(Member(*hints, "prefix_id")));
+// Sets the field called `name` (as in x-agentserve-*, with '_') unless it is set. Values out of range are clamped.
+// False: `name` is no number.
+bool SetInt(std::string_view name, int64_t v, AgentContext* out) {
+  const auto u32 = static_cast<uint32_t>(std::clamp<int64_t>(v, 0, UINT32_MAX));
+  const auto ms = static_cast<uint64_t>(std::clamp<int64_t>(v, 0, kMaxMs));
+  if (name == "priority") {
+    if (!out->has_priority()) out->set_priority(static_cast<int32_t>(std::clamp<int64_t>(v, -100, 100)));
+  } else if (name == "strict_tier") {
+    if (!out->has_strict_tier()) out->set_strict_tier(u32);
+  } else if (name == "step_index") {
+    if (!out->has_step_index()) out->set_step_index(u32);
+  } else if (name == "steps_left") {
+    if (!out->has_steps_left_hint()) out->set_steps_left_hint(u32);
+  } else if (name == "osl") {
+    if (!out->has_osl_hint()) out->set_osl_hint(u32);
+  } else if (name == "total_calls") {
+    if (!out->has_total_calls_hint()) out->set_total_calls_hint(u32);
+  } else if (name == "deadline_ms") {
+    if (!out->has_deadline_ms()) out->set_deadline_ms(ms);
+  } else if (name == "tool_gap_ms") {
+    if (!out->has_tool_gap_ms_hint()) out->set_tool_gap_ms_hint(ms);
+  } else if (name == "kv_retain_ms") {
+    if (!out->has_kv_retain_ms()) out->set_kv_retain_ms(ms);
+  } else {
+    return false;
+  }
+  return true;
 }
 
-void FromBody(const Json& body, Filler& fill) {
-  fill.Program(TextOf(Member(body, "program_id")));
-  fill.Program(TextOf(Member(body, "session_id")));
-  if (const auto v = IntOf(Member(body, "priority"))) {
-    fill.SetInt("priority", -std::clamp<int64_t>(*v, -100, 100));
-  }
-  if (const Json* metadata = Member(body, "metadata")) {
-    for (const std::string_view name : kOwnFields) {
-      const Json* v = Member(*metadata, base::StrCat("agent.", name).c_str());
-      if (v == nullptr) continue;
-      fill.Set(name, v->is_string() ? v->get<std::string>() : v->is_primitive() ? v->dump() : std::string());
-    }
-  }
-  fill.Program(TextOf(Member(body, "prompt_cache_key")));
+constexpr std::string_view kIntFields[] = {"priority",    "strict_tier", "step_index",  "steps_left",  "osl",
+                                           "total_calls", "deadline_ms", "tool_gap_ms", "kv_retain_ms"};
+constexpr std::string_view kTextFields[] = {"program_id", "parent_program_id", "call_id", "workflow_class",
+                                            "tool_name"};
+
+template <size_t N>
+bool In(const std::string_view (&list)[N], std::string_view name) {
+  return std::find(std::begin(list), std::end(list), name) != std::end(list);
 }
 
-// The tool whose result the last message brings, found by its call id.
-std::string ToolOfLastMessage(const Json& body) {
-  const Json* messages = Member(body, "messages");
-  if (messages == nullptr || !messages->is_array() || messages->empty()) return "";
-  const std::string_view id = TextOf(Member(messages->back(), "tool_call_id"));
-  if (id.empty()) return "";
-  for (auto it = messages->rbegin(); it != messages->rend(); ++it) {
-    const Json* calls = Member(*it, "tool_calls");
-    if (calls == nullptr || !calls->is_array()) continue;
-    for (const Json& call : *calls) {
-      if (TextOf(Member(call, "id")) != id) continue;
-      const Json* function = Member(call, "function");
-      return function == nullptr ? "" : std::string(TextOf(Member(*function, "name")));
+// "" or what is wrong. Sets a field of our own dialect unless it is set; ids go to `program` and `parent`.
+class OwnDialect {
+ public:
+  explicit OwnDialect(AgentContext* out) : out_(out) {}
+  std::string program, parent;
+  bool final_set() const { return final_set_; }
+
+  static bool Knows(std::string_view name) {
+    return In(kIntFields, name) || In(kTextFields, name) || name == "blocking" || name == "final" ||
+           name == "depends_on";
+  }
+
+  std::string Set(std::string_view name, std::string_view v) {
+    if (v.empty()) return "";
+    if (In(kIntFields, name)) {
+      const auto i = ParseInt(v);
+      if (!i) return StrCat("must be a whole number, not '", Shorten(v, 40), "'");
+      SetInt(name, *i, out_);
+    } else if (In(kTextFields, name)) {
+      return SetText(name, v);
+    } else if (name == "depends_on") {
+      return out_->depends_on_size() > 0 ? "" : SetDependsOn(v);
+    } else {
+      const auto b = ParseBool(v);
+      if (!b) return StrCat("must be true or false, not '", Shorten(v, 40), "'");
+      if (name == "blocking" && !out_->has_blocking()) out_->set_blocking(*b);
+      if (name == "final" && !final_set_) out_->set_final(*b);
+      final_set_ |= name == "final";
+    }
+    return "";
+  }
+
+ private:
+  static std::string CheckId(std::string_view v) {
+    if (v.size() > kMaxProgramIdBytes) {
+      return StrCat("has ", v.size(), " bytes; at most ", kMaxProgramIdBytes, " are allowed");
+    }
+    return Printable(v) ? "" : "may hold printable ASCII characters only";
+  }
+  std::string SetText(std::string_view name, std::string_view v) {
+    if (std::string bad = CheckId(v); !bad.empty()) return bad;
+    const auto set = [&](const std::string& now, std::string* field) {
+      if (now.empty()) *field = std::string(v);
+    };
+    if (name == "program_id") set(program, &program);
+    if (name == "parent_program_id") set(parent, &parent);
+    if (name == "call_id") set(out_->call_id(), out_->mutable_call_id());
+    if (name == "workflow_class") set(out_->workflow_class(), out_->mutable_workflow_class());
+    if (name == "tool_name") set(out_->tool_name(), out_->mutable_tool_name());
+    return "";
+  }
+  std::string SetDependsOn(std::string_view list) {
+    std::vector<std::string> names;
+    while (!list.empty()) {
+      const size_t comma = std::min(list.find(','), list.size());
+      const std::string_view item = Trim(list.substr(0, comma));
+      if (std::string bad = CheckId(item); !bad.empty()) return StrCat("name ", names.size() + 1, " ", bad);
+      if (!item.empty()) names.emplace_back(item);
+      list.remove_prefix(std::min(comma + 1, list.size()));
+    }
+    if (names.size() > kMaxDependsOn) return StrCat("has ", names.size(), " names; at most ", kMaxDependsOn);
+    for (std::string& name : names) out_->add_depends_on(std::move(name));
+    return "";
+  }
+
+  AgentContext* out_;
+  bool final_set_ = false;
+};
+
+class Reader {
+ public:
+  Reader(const HttpRequest& request, const Json& body, AgentReading* out)
+      : r_(request), body_(body), out_(out), ctx_(&out->context), own_(&out->context) {}
+
+  void Read() {
+    FromOwnHeaders();
+    if (out_->error) return;
+    const std::string own_parent = own_.parent;
+    Take(common::v1::IDENTITY_SOURCE_OWN, own_.program, own_.parent);
+    FromDynamo();
+    FromClaudeCode();
+    FromCodex();
+    Take(common::v1::IDENTITY_SOURCE_OPENCODE, Id("x-session-id", "opencode"), Id("x-parent-session-id", "opencode"));
+    Take(common::v1::IDENTITY_SOURCE_ROUTING_KEY, Id("x-smg-routing-key", "smg"), "");
+    FromNvext();
+    FromBody();
+    FromMetadata();
+    ctx_->set_previous_response_id(BodyId("previous_response_id", "body"));
+    Take(common::v1::IDENTITY_SOURCE_CACHE_KEY, BodyId("prompt_cache_key", "body"), "");
+    if (!own_parent.empty()) ctx_->set_parent_program_id(own_parent);
+    if (ctx_->parent_program_id() == ctx_->program_id()) ctx_->clear_parent_program_id();
+    FromMessages();
+  }
+
+ private:
+  void Ignore(std::string_view source) { out_->ignored.push_back(source); }
+
+  void Take(common::v1::IdentitySource source, const std::string& program, const std::string& parent) {
+    if (program.empty() || !ctx_->program_id().empty()) return;
+    ctx_->set_program_id(program);
+    ctx_->set_parent_program_id(parent);
+    ctx_->set_identity(source);
+  }
+  std::string Foreign(std::string_view v, std::string_view source) {
+    v = Trim(v);
+    std::string id = ForeignId(v);
+    if (id.empty() && !v.empty()) Ignore(source);
+    return id;
+  }
+  std::string Id(std::string_view header, std::string_view source) { return Foreign(r_.Header(header), source); }
+  std::string BodyId(const char* member, std::string_view source) { return IdOf(Member(body_, member), source); }
+  // Numbers are taken as ids too.
+  std::string IdOf(const Json* v, std::string_view source) {
+    if (v == nullptr) return "";
+    if (v->is_string()) return Foreign(v->get_ref<const std::string&>(), source);
+    if (v->is_number_integer()) return v->dump();
+    Ignore(source);
+    return "";
+  }
+  void HeaderInt(std::string_view header, std::string_view field) {
+    const std::string_view v = Trim(r_.Header(header));
+    if (v.empty()) return;
+    const auto i = ParseInt(v);
+    if (!i) return Ignore("dynamo");
+    SetInt(field, *i, ctx_);
+  }
+
+  void FromOwnHeaders() {
+    constexpr std::string_view kPrefix = "x-agentserve-";
+    // Of the request, not of the agent; read elsewhere.
+    constexpr std::string_view kOthers[] = {"timeline", "budget_ms"};
+    for (const auto& [key, value] : r_.headers) {
+      if (!key.starts_with(kPrefix)) continue;
+      std::string name = key.substr(kPrefix.size());
+      std::replace(name.begin(), name.end(), '-', '_');
+      if (In(kOthers, name)) continue;
+      if (!OwnDialect::Knows(name)) {
+        Ignore("own_header");
+        continue;
+      }
+      if (std::string bad = own_.Set(name, Trim(value)); !bad.empty()) {
+        out_->error = InvalidRequest(StrCat("header ", Shorten(key, 60), " ", bad), key);
+        return;
+      }
     }
   }
-  return "";
-}
+
+  void FromDynamo() {
+    for (const char* kind : {"session", "trajectory"}) {
+      Take(common::v1::IDENTITY_SOURCE_DYNAMO, Id(StrCat("x-dynamo-", kind, "-id"), "dynamo"),
+           Id(StrCat("x-dynamo-parent-", kind, "-id"), "dynamo"));
+      // Also beside a native identity, as Dynamo takes it.
+      const std::string_view final = Trim(r_.Header(StrCat("x-dynamo-", kind, "-final")));
+      if (!final.empty() && !own_.Set("final", final).empty()) Ignore("dynamo");
+    }
+    HeaderInt("x-dynamo-request-priority", "priority");
+    HeaderInt("x-dynamo-request-strict-priority", "strict_tier");
+  }
+
+  // Ids of agents are unique inside a session only, so a program's id holds both.
+  static std::string Inside(const std::string& session, const std::string& part) {
+    return part.empty() || part == session ? session : ForeignId(StrCat(session, "/", part));
+  }
+  void FromClaudeCode() {
+    const std::string session = Id("x-claude-code-session-id", "claude_code");
+    const std::string agent = Id("x-claude-code-agent-id", "claude_code");
+    const std::string parent = Id("x-claude-code-parent-agent-id", "claude_code");
+    if (session.empty()) return;
+    Take(common::v1::IDENTITY_SOURCE_CLAUDE_CODE, Inside(session, agent),
+         agent.empty() ? std::string() : Inside(session, parent));
+  }
+  void FromCodex() {
+    const std::string session = Id("session-id", "codex");
+    const std::string thread = Id("thread-id", "codex");
+    const std::string parent = Id("x-codex-parent-thread-id", "codex");
+    if (session.empty()) return Take(common::v1::IDENTITY_SOURCE_CODEX, thread, parent);
+    Take(common::v1::IDENTITY_SOURCE_CODEX, Inside(session, thread),
+         parent.empty() ? std::string() : Inside(session, parent));
+  }
+
+  void FromNvext() {
+    const Json* nvext = Member(body_, "nvext");
+    const Json* hints = nvext == nullptr ? nullptr : Member(*nvext, "agent_hints");
+    if (hints == nullptr) return;
+    const auto take = [&](const char* from, std::string_view to, std::span<const int64_t> levels) {
+      const Json* v = Member(*hints, from);
+      if (v == nullptr) return;
+      auto i = IntOf(*v);
+      constexpr std::string_view kLevels[] = {"LOW", "MEDIUM", "HIGH"};
+      for (size_t k = 0; k < levels.size(); ++k) {
+        if (TextOf(v) == kLevels[k]) i = levels[k];
+      }
+      if (!i) return Ignore("nvext");
+      SetInt(to, *i, ctx_);
+    };
+    constexpr int64_t kOslLevels[] = {128, 512, 2048}, kIatLevels[] = {50, 250, 750};
+    take("priority", "priority", {});
+    take("strict_priority", "strict_tier", {});
+    take("osl", "osl", kOslLevels);
+    take("total_requests", "total_calls", {});
+    take("iat", "tool_gap_ms", kIatLevels);
+    Take(common::v1::IDENTITY_SOURCE_NVEXT, IdOf(Member(*hints, "prefix_id"), "nvext"), "");
+  }
+
+  void FromBody() {
+    Take(common::v1::IDENTITY_SOURCE_BODY, BodyId("program_id", "body"), BodyId("parent_program_id", "body"));
+    Take(common::v1::IDENTITY_SOURCE_BODY, BodyId("session_id", "body"), "");
+    if (const Json* v = Member(body_, "priority")) {
+      if (const auto i = IntOf(*v)) {
+        SetInt("priority", -std::clamp<int64_t>(*i, -100, 100), ctx_);
+      } else {
+        Ignore("body");
+      }
+    }
+  }
+
+  void FromMetadata() {
+    const Json* metadata = Member(body_, "metadata");
+    if (metadata == nullptr || !metadata->is_object()) return;
+    OwnDialect meta(ctx_);
+    for (const auto& [key, v] : metadata->items()) {
+      if (!key.starts_with("agent.")) continue;
+      const std::string_view name = std::string_view(key).substr(6);
+      if (!OwnDialect::Knows(name)) continue;  // metadata is anybody's
+      const std::string text = v.is_string() ? v.get<std::string>() : v.is_primitive() ? v.dump() : std::string("{}");
+      if (name == "final" && own_.final_set()) continue;
+      if (!meta.Set(name, Trim(text)).empty()) Ignore("metadata");
+    }
+    Take(common::v1::IDENTITY_SOURCE_METADATA, meta.program, meta.parent);
+  }
+
+  // The turn, and the tool whose result the last message brings, found by its call id.
+  void FromMessages() {
+    const Json* messages = Member(body_, "messages");
+    if (messages == nullptr || !messages->is_array() || messages->empty()) return;
+    const bool later = std::any_of(messages->begin(), messages->end(),
+                                   [](const Json& m) { return TextOf(Member(m, "role")) == "assistant"; });
+    ctx_->set_turn(later ? common::v1::TURN_LATER : common::v1::TURN_FIRST);
+    const std::string_view id = TextOf(Member(messages->back(), "tool_call_id"));
+    if (id.empty() || !ctx_->tool_name().empty()) return;
+    for (auto it = messages->rbegin(); it != messages->rend(); ++it) {
+      const Json* calls = Member(*it, "tool_calls");
+      if (calls == nullptr || !calls->is_array()) continue;
+      for (const Json& call : *calls) {
+        if (TextOf(Member(call, "id")) != id) continue;
+        const Json* function = Member(call, "function");
+        if (function != nullptr) ctx_->set_tool_name(ForeignId(TextOf(Member(*function, "name"))));
+        return;
+      }
+    }
+  }
+
+  const HttpRequest& r_;
+  const Json& body_;
+  AgentReading* out_;
+  AgentContext* ctx_;
+  OwnDialect own_;
+};
 
 }  // namespace
 
-AgentContext ReadAgentContext(const HttpRequest& request, const Json& body, const std::string& tenant) {
-  AgentContext out;
-  out.set_tenant_id(tenant);
-  Filler fill(&out);
-  FromOwnHeaders(request, fill);
-  FromSessionHeaders(request, fill);
-  FromNvext(body, fill);
-  FromBody(body, fill);
-  fill.Set("tool_name", ToolOfLastMessage(body));
+std::optional<std::string> GoodProgramId(std::string_view s) {
+  if (s.empty() || s.size() > kMaxProgramIdBytes || !Printable(s)) return std::nullopt;
+  return std::string(s);
+}
+
+AgentReading ReadAgentContext(const HttpRequest& request, const Json& body, const CallerIdentity& caller) {
+  AgentReading out;
+  std::string tenant = caller.tenant;
+  if (!caller.by_key) {
+    for (const char* member : {"safety_identifier", "user"}) {
+      const std::string_view named = TextOf(Member(body, member));
+      if (named.empty()) continue;
+      const std::string id = ForeignId(named);
+      if (id.empty()) {
+        out.ignored.push_back("tenant");
+        continue;
+      }
+      tenant = id;
+      break;
+    }
+  }
+  out.context.set_tenant_id(tenant);
+  Reader(request, body, &out).Read();
   return out;
 }
 

@@ -8,8 +8,11 @@
 
 namespace agentserve::gateway {
 
-Authenticator::Authenticator(const std::vector<std::string>& keys) {
-  for (const auto& key : keys) digests_.push_back(Hash(key));
+Authenticator::Authenticator(const std::vector<std::string>& keys, const std::vector<std::string>& names) {
+  for (size_t i = 0; i < keys.size(); ++i) {
+    digests_.push_back(Hash(keys[i]));
+    names_.push_back(i < names.size() && !names[i].empty() ? names[i] : base::StrCat("key-", i));
+  }
 }
 
 Authenticator::Digest Authenticator::Hash(std::string_view key) {
@@ -46,7 +49,7 @@ std::optional<ApiError> Authenticator::Check(const HttpRequest& request, std::st
     if (CRYPTO_memcmp(given.data(), digests_[i].data(), given.size()) == 0) match = i;
   }
   if (!match) return InvalidApiKey(false);
-  *tenant = base::StrCat("key-", *match);
+  *tenant = names_[*match];
   return std::nullopt;
 }
 

@@ -15,10 +15,11 @@ namespace agentserve::gateway {
 // Immutable, thread-safe. Holds SHA-256 digests, not keys.
 class Authenticator {
  public:
-  // No keys: everyone is the tenant "anonymous".
-  explicit Authenticator(const std::vector<std::string>& keys);
+  // No keys: everyone is the tenant "anonymous". `names` are the tenants of the keys; one missing or empty = "key-0",
+  // "key-1", .. by place. Keys of one name are one tenant.
+  explicit Authenticator(const std::vector<std::string>& keys, const std::vector<std::string>& names = {});
 
-  // The tenant of the request ("key-0", "key-1", .. by place in the list), or the 401. Reads `Authorization: Bearer`
+  // The tenant of the request, or the 401. Reads `Authorization: Bearer`
   // and `x-api-key`. Takes the same time for every wrong key.
   std::optional<ApiError> Check(const HttpRequest& request, std::string* tenant) const;
   bool enabled() const { return !digests_.empty(); }
@@ -30,6 +31,7 @@ class Authenticator {
   using Digest = std::array<unsigned char, 32>;
   static Digest Hash(std::string_view key);
   std::vector<Digest> digests_;
+  std::vector<std::string> names_;
 };
 
 }  // namespace agentserve::gateway

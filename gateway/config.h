@@ -63,6 +63,8 @@ struct GatewayConfig {
   // Two, so that parsing one huge body does not hold up everyone else's tokens.
   int io_threads = 2;
   std::vector<std::string> api_keys;
+  // Tenants of the keys, by place; shorter or "" = named by place ("key-0").
+  std::vector<std::string> api_key_names;
   // Value of access-control-allow-origin; empty = no CORS headers.
   std::string cors_origin;
   // Time budget of a request that does not ask for less.

@@ -12,6 +12,7 @@
 #include "gateway/openai/chat_request.h"
 #include "gateway/openai/completion_request.h"
 #include "gateway/routes.h"
+#include "gateway/unary_active.h"
 
 namespace agentserve::gateway {
 namespace {
@@ -41,17 +42,6 @@ std::string TraceParent(const HttpRequest& request) {
   return good ? std::string(v) : std::string();
 }
 
-// A unary call whose client may leave.
-class UnaryActive final : public ActiveRequest {
- public:
-  void OnClientGone() override {
-    gone = true;
-    if (handle) handle->Cancel();
-  }
-  std::shared_ptr<UnaryHandle> handle;
-  bool gone = false;
-};
-
 std::string ModelJson(const ModelFacts& facts) {
   return StrCat("{\"id\":", JsonString(facts.id), ",\"object\":\"model\",\"created\":", facts.created_unix_s,
                 ",\"owned_by\":\"agentserve\",\"root\":", JsonString(facts.id),
@@ -63,7 +53,7 @@ std::string ModelJson(const ModelFacts& facts) {
 Gateway::Gateway(boost::asio::io_context& io, const GatewayConfig& config, const base::Clock* clock)
     : config_(config),
       clock_(clock),
-      auth_(config.api_keys),
+      auth_(config.api_keys, config.api_key_names),
       router_(config.router, config.router_channels),
       model_(std::make_shared<ModelWatcher>(io, &router_, &metrics_)) {}
 
@@ -82,7 +72,8 @@ HeaderList Gateway::BaseHeaders(const std::string& request_id) const {
   HeaderList out{{"x-request-id", request_id}};
   if (!config_.cors_origin.empty()) {
     out.emplace_back("access-control-allow-origin", config_.cors_origin);
-    out.emplace_back("access-control-expose-headers", "x-request-id, retry-after, retry-after-ms");
+    out.emplace_back("access-control-expose-headers",
+                     "x-request-id, retry-after, retry-after-ms, x-agentserve-request-id, x-agentserve-program-id");
     out.emplace_back("vary", "origin");
   }
   return out;
@@ -149,7 +140,7 @@ std::shared_ptr<ActiveRequest> Gateway::Handle(HttpRequest request, std::shared_
   call.request = std::move(request);
   call.exchange = std::move(exchange);
   if (call.request.method == "OPTIONS") {
-    call.headers.emplace_back("access-control-allow-methods", "GET, POST, OPTIONS");
+    call.headers.emplace_back("access-control-allow-methods", "GET, POST, PUT, DELETE, OPTIONS");
     call.headers.emplace_back("access-control-allow-headers", "*, authorization");
     call.headers.emplace_back("access-control-max-age", "86400");
     HttpReply reply;
@@ -190,6 +181,14 @@ std::shared_ptr<ActiveRequest> Gateway::Handle(HttpRequest request, std::shared_
       reply.body = metrics_.Render();
       return Reply(call, std::move(reply)), nullptr;
     }
+    case RouteId::kProgram:
+      return Program(std::move(call));
+    case RouteId::kProgramTool:
+      return ProgramTool(std::move(call));
+    case RouteId::kDecision:
+      return Decision(std::move(call));
+    case RouteId::kDecisions:
+      return Decisions(std::move(call));
     case RouteId::kIndex:
       return Index(std::move(call)), nullptr;
     case RouteId::kNone:
@@ -307,9 +306,14 @@ std::shared_ptr<ActiveRequest> Gateway::Generate(Call call, bool chat) {
   if (std::from_chars(budget.data(), budget.data() + budget.size(), asked).ec == std::errc() && asked > 0) {
     start.budget_ms = std::min(start.budget_ms, asked);
   }
-  const auto agent = ReadAgentContext(call.request, *json, call.tenant);
+  const auto agent = ReadAgentContext(call.request, *json, {call.tenant, auth_.enabled()});
+  if (agent.error) return ReplyError(call, *agent.error), nullptr;
+  for (const auto source : agent.ignored) {
+    metrics_.CountIgnoredHint(source);
+    AS_LOG(kDebug, "request.hint_ignored") << Field("source", source) << Field("request_id", call.request_id);
+  }
   for (auto& request : start.parsed.requests) {
-    *request.mutable_agent() = agent;
+    *request.mutable_agent() = agent.context;
     request.mutable_trace()->set_client_request_id(call.request_id);
     request.mutable_trace()->set_traceparent(TraceParent(call.request));
   }

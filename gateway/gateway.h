@@ -48,6 +48,15 @@ class Gateway final : public RequestHandler {
   Active Generate(Call call, bool chat);
   Active Tokenize(Call call);
   Active Detokenize(Call call);
+  // agent_api.cc
+  std::string TenantOf(const Call& call) const;
+  template <typename Response, typename Begin>
+  Active AskRouter(Call call, Begin begin, std::function<std::optional<ApiError>(const Response&, std::string*)> reply);
+  Active Decision(Call call);
+  Active Decisions(Call call);
+  Active Program(Call call);
+  Active ProgramTool(Call call);
+
   void Models(Call call);
   void Health(Call call);
   void Ready(Call call);

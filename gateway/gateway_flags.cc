@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <fstream>
+#include <sstream>
 
 #include "base/flags.h"
 #include "base/strings.h"
@@ -39,7 +40,8 @@ void AddFlags(base::FlagSet& flags, GatewayOptions* out, RawFlags* raw) {
   flags.Add("io-threads", &c.io_threads, "threads that serve HTTP", "Network");
   flags.Add("cors-origin", &c.cors_origin, "value of access-control-allow-origin; empty = no CORS", "Network");
   flags.Add("api-key", &c.api_keys, "key that clients must send; repeat for several; none = open", "Security");
-  flags.Add("api-key-file", &raw->api_key_file, "file with one key per line", "Security");
+  flags.Add("api-key-file", &raw->api_key_file,
+            "file with one key per line, and after a blank the tenant it stands for", "Security");
   flags.Add("max-body-mib", &raw->max_body_mib, "largest request body, MiB", "Limits");
   flags.Add("max-inflight-body-mib", &raw->max_inflight_body_mib, "all request bodies at once, MiB", "Limits");
   flags.Add("max-header-kib", &raw->max_header_kib, "request line and headers, KiB", "Limits");
@@ -99,8 +101,17 @@ std::string Convert(const RawFlags& raw, GatewayConfig* c) {
   std::ifstream file(raw.api_key_file);
   if (!file) return base::StrCat("--api-key-file: cannot read ", raw.api_key_file);
   for (std::string line; std::getline(file, line);) {
-    while (!line.empty() && (line.back() == '\r' || line.back() == ' ')) line.pop_back();
-    if (!line.empty()) c->api_keys.push_back(line);
+    std::istringstream words(line);
+    std::string key, tenant, more;
+    words >> key >> tenant >> more;
+    if (key.empty()) continue;
+    if (!more.empty() || tenant.size() > 128) {
+      return base::StrCat("--api-key-file: line ", c->api_keys.size() + 1, " of ", raw.api_key_file,
+                          " must hold a key and, if wanted, a tenant of at most 128 bytes");
+    }
+    c->api_key_names.resize(c->api_keys.size());
+    c->api_keys.push_back(key);
+    c->api_key_names.push_back(tenant);
   }
   return c->api_keys.empty() ? base::StrCat("--api-key-file: ", raw.api_key_file, " holds no key") : "";
 }

@@ -20,10 +20,13 @@ constexpr int64_t kRetryPollMs = 50;
 // gRPC ends the reads without a status if it cannot parse an event.
 constexpr int64_t kStatusWaitMs = 500;
 constexpr int kMaxAttempts = 2;
+constexpr size_t kMaxToolNameBytes = 128;
 
-ReplyIdentity MakeIdentity(const GenerationStart& start) {
-  return {StrCat(start.parsed.options.chat ? "chatcmpl-" : "cmpl-", base::RandomHex128()), base::UnixSeconds(),
-          start.model};
+// Also names the reply to the router, so that the caller can ask why by the id it sees.
+ReplyIdentity MakeIdentity(GenerationStart* start) {
+  const std::string id = StrCat(start->parsed.options.chat ? "chatcmpl-" : "cmpl-", base::RandomHex128());
+  for (auto& request : start->parsed.requests) request.mutable_trace()->set_response_id(id);
+  return {id, base::UnixSeconds(), start->model};
 }
 
 }  // namespace
@@ -33,7 +36,7 @@ Generation::Generation(const GenerationDeps& deps, GenerationStart start, std::s
       start_(std::move(start)),
       exchange_(std::move(exchange)),
       timer_(exchange_->executor()),
-      assembler_(MakeIdentity(start_), start_.parsed.options, start_.parsed.requests.size(), base::EntropyUint64()),
+      assembler_(MakeIdentity(&start_), start_.parsed.options, start_.parsed.requests.size(), base::EntropyUint64()),
       sources_(start_.parsed.requests.size()),
       last_output_(start_.parsed.requests.size() * start_.parsed.options.n) {
   deps_.metrics->in_flight.Increment();
@@ -43,6 +46,11 @@ Generation::~Generation() { deps_.metrics->in_flight.Decrement(); }
 
 int64_t Generation::RemainingMs() const {
   return start_.budget_ms - (deps_.clock->Now() - start_.received_ns) / base::kNsPerMs;
+}
+
+// The net below the router's own deadline.
+TimeNs Generation::HardDeadline() const {
+  return start_.received_ns + (start_.budget_ms + 2 * kDeadlineSlackMs) * base::kNsPerMs;
 }
 
 void Generation::Start() {
@@ -157,6 +165,7 @@ bool Generation::OnEvent(size_t source, const pb::GenerateResponse& event, std::
   Source& s = sources_[source];
   if (event.has_accepted()) {
     s.accepted = true;
+    if (source == 0) OnAccepted(event.accepted());
   } else if (event.has_delta()) {
     s.emitted = true;
     ObserveDelta(source, event.delta());
@@ -179,6 +188,28 @@ bool Generation::OnEvent(size_t source, const pb::GenerateResponse& event, std::
     return false;
   }
   return true;
+}
+
+void Generation::OnAccepted(const pb::Accepted& accepted) {
+  // A second try has another id, and headers that went out stay.
+  if (committed_ || !router_request_id_.empty()) return;
+  router_request_id_ = accepted.request_id();
+  start_.headers.emplace_back("x-agentserve-request-id", accepted.request_id());
+  if (!accepted.program_id().empty()) start_.headers.emplace_back("x-agentserve-program-id", accepted.program_id());
+}
+
+// The router learns from it how long tools take, and keeps the program's KV accordingly.
+void Generation::ReportToolCall() {
+  const Choice& choice = assembler_.choices()[0];
+  if (choice.finish_reason() != "tool_calls" || choice.first_call().empty() || router_request_id_.empty()) return;
+  pb::ReportToolRequest report;
+  report.set_tenant_id(start_.parsed.requests[0].agent().tenant_id());
+  report.set_request_id(router_request_id_);
+  report.set_tool_name(choice.first_call().substr(0, kMaxToolNameBytes));
+  report.set_phase(pb::ReportToolRequest::PHASE_START);
+  constexpr int64_t kReportDeadlineMs = 5'000;
+  deps_.router->ReportTool(report, start_.metadata, kReportDeadlineMs,
+                           [](const grpc::Status&, const pb::ReportToolResponse&) {});
 }
 
 void Generation::ObserveDelta(size_t source, const pb::Delta& delta) {
@@ -253,6 +284,7 @@ void Generation::Succeed(std::string* out) {
   deps_.metrics->prompt_length.Observe(static_cast<double>(usage.prompt_tokens));
   deps_.metrics->output_length.Observe(static_cast<double>(usage.completion_tokens));
   for (const Choice& c : assembler_.choices()) deps_.metrics->CountFinish(c.finish_reason());
+  ReportToolCall();
   if (start_.parsed.options.stream) {
     if (!committed_) CommitHeaders(out);
     assembler_.Finish(times, out);
@@ -340,7 +372,7 @@ void Generation::CancelCalls() {
 void Generation::ArmTimer() {
   if (over_) return;
   const TimeNs now = deps_.clock->Now();
-  TimeNs next = INT64_MAX;
+  TimeNs next = HardDeadline();
   if (retry_until_ != 0) next = std::min(next, now + kRetryPollMs * base::kNsPerMs);
   for (const Source& s : sources_) {
     if (s.status_until != 0) next = std::min(next, s.status_until);
@@ -352,7 +384,6 @@ void Generation::ArmTimer() {
       next = std::min(next, last_write_ + deps_.config->ping_ms * base::kNsPerMs);
     }
   }
-  if (next == INT64_MAX) return;
   timer_.expires_after(std::chrono::nanoseconds(std::max<TimeNs>(next - now, 0)));
   timer_.async_wait([weak = weak_from_this()](boost::system::error_code ec) {
     if (ec) return;
@@ -363,6 +394,10 @@ void Generation::ArmTimer() {
 void Generation::OnTimer() {
   if (over_) return;
   const TimeNs now = deps_.clock->Now();
+  if (now >= HardDeadline()) {
+    return Fail(
+        FromGrpc(grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "the router did not end the request in time")));
+  }
   if (retry_until_ != 0) RetryLost(now);
   if (over_) return;
   for (const Source& s : sources_) {

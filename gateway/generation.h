@@ -65,6 +65,8 @@ class Generation final : public ActiveRequest, public std::enable_shared_from_th
   void OnSource(size_t source);
   bool OnEvent(size_t source, const pb::GenerateResponse& event, std::string* out);
   void OnStatus(size_t source, const grpc::Status& status, std::string* out);
+  void OnAccepted(const pb::Accepted& accepted);
+  void ReportToolCall();
   void ObserveDelta(size_t source, const pb::Delta& delta);
   void CommitHeaders(std::string* out);
   void WriteOut(std::string_view bytes);
@@ -76,6 +78,7 @@ class Generation final : public ActiveRequest, public std::enable_shared_from_th
   void ArmTimer();
   void OnTimer();
   int64_t RemainingMs() const;
+  base::TimeNs HardDeadline() const;
 
   GenerationDeps deps_;
   GenerationStart start_;
@@ -84,6 +87,7 @@ class Generation final : public ActiveRequest, public std::enable_shared_from_th
   ReplyAssembler assembler_;
   std::vector<Source> sources_;
   std::vector<std::shared_ptr<UnaryHandle>> preparing_;
+  std::string router_request_id_;  // of the first prompt
   size_t prepare_open_ = 0;
   bool committed_ = false;
   bool over_ = false;

@@ -2,6 +2,7 @@
 
 #include "base/strings.h"
 #include "base/version.h"
+#include "gateway/agent_context.h"
 
 namespace agentserve::gateway {
 namespace {
@@ -10,10 +11,8 @@ constexpr const char* kPrefix = "agentserve_gateway_";
 std::string Name(std::string_view n) { return base::StrCat(kPrefix, n); }
 
 // Fields of the OpenAI and vLLM surfaces that are accepted and have no effect.
-constexpr std::string_view kKnownIgnored[] = {"user",
-                                              "store",
+constexpr std::string_view kKnownIgnored[] = {"store",
                                               "service_tier",
-                                              "safety_identifier",
                                               "reasoning_effort",
                                               "verbosity",
                                               "prediction",
@@ -69,6 +68,11 @@ GatewayMetrics::GatewayMetrics()
     ignored_[std::string(f)] =
         &metrics_.Counter(Name("ignored_fields_total"), ignored_help, {{"field", std::string(f)}});
   }
+  const std::string hint_help = "Agent hints whose value was left out, by where they came from.";
+  for (const auto s : kHintSources) {
+    hints_[std::string(s)] =
+        &metrics_.Counter(Name("agent_hints_ignored_total"), hint_help, {{"source", std::string(s)}});
+  }
   metrics_
       .Gauge(Name("info"), "Always 1; labels say which build this is.",
              {{"version", base::Version()}, {"commit", base::Commit()}})
@@ -98,6 +102,10 @@ void GatewayMetrics::CountReject(std::string_view reason) {
 void GatewayMetrics::CountFinish(std::string_view finish_reason) {
   const auto it = finishes_.find(finish_reason);
   (it == finishes_.end() ? finishes_.find("error") : it)->second->Increment();
+}
+
+void GatewayMetrics::CountIgnoredHint(std::string_view source) {
+  if (const auto it = hints_.find(source); it != hints_.end()) it->second->Increment();
 }
 
 void GatewayMetrics::CountIgnoredField(std::string_view name) {

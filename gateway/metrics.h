@@ -21,6 +21,8 @@ class GatewayMetrics {
   void CountFinish(std::string_view finish_reason);
   // A body member without meaning here; only well-known names get a series of their own.
   void CountIgnoredField(std::string_view name);
+  // A hint whose value was left out; one of kHintSources (agent_context.h).
+  void CountIgnoredHint(std::string_view source);
   std::string Render() const { return metrics_.Render(); }
 
  private:
@@ -28,7 +30,7 @@ class GatewayMetrics {
   static constexpr size_t kMaxReasons = 64;
   std::mutex mutex_;  // guards reasons_
   std::map<std::string, prometheus::Counter*, std::less<>> reasons_;
-  std::map<std::string, prometheus::Counter*, std::less<>> finishes_, ignored_;  // fixed after construction
+  std::map<std::string, prometheus::Counter*, std::less<>> finishes_, ignored_, hints_;  // fixed after construction
 
  public:
   prometheus::Histogram& ttft_s;

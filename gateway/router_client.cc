@@ -1,7 +1,5 @@
 #include "gateway/router_client.h"
 
-#include <chrono>
-
 namespace agentserve::gateway {
 namespace {
 
@@ -9,10 +7,8 @@ namespace {
 constexpr int kMaxSendBytes = 64 << 20;
 constexpr int kMaxReceiveBytes = 8 << 20;
 
-void Prepare(grpc::ClientContext& context, const Metadata& metadata, int64_t deadline_ms) {
-  for (const auto& [key, value] : metadata) context.AddMetadata(key, value);
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(deadline_ms));
-}
+// Larger prompts get a call of their own: in a session they would hold up the others.
+constexpr size_t kMaxSessionRequestBytes = 1 << 20;
 
 template <typename Request, typename Response>
 class UnaryCall final : public UnaryHandle {
@@ -26,105 +22,7 @@ class UnaryCall final : public UnaryHandle {
 
 }  // namespace
 
-void CallCounter::Begin() {
-  std::lock_guard lock(mutex_);
-  ++open_;
-}
-
-void CallCounter::End() {
-  std::lock_guard lock(mutex_);
-  if (--open_ == 0) idle_.notify_all();
-}
-
-bool CallCounter::WaitIdle(int64_t ms) {
-  std::unique_lock lock(mutex_);
-  return idle_.wait_for(lock, std::chrono::milliseconds(ms), [this] { return open_ == 0; });
-}
-
-void GenerateCall::Start(pb::RouterService::Stub* stub, const pb::GenerateRequest& request, const Metadata& metadata,
-                         int64_t deadline_ms, std::function<void()> notify) {
-  self_ = shared_from_this();
-  counter_->Begin();
-  notify_ = std::move(notify);
-  request_ = request;
-  Prepare(context_, metadata, deadline_ms);
-  stub->async()->Generate(&context_, &request_, this);
-  AddHold();  // while reading is paused nothing else keeps the call open
-  StartRead(&incoming_);
-  StartCall();
-}
-
-void GenerateCall::OnReadDone(bool ok) {
-  std::function<void()> notify;
-  if (!ok) {
-    {
-      std::lock_guard lock(mutex_);
-      inbox_.read_ended = true;
-      if (!std::exchange(notified_, true)) notify = notify_;
-    }
-    if (notify) notify();
-    return RemoveHold();
-  }
-  bool read_on = true;
-  {
-    std::lock_guard lock(mutex_);
-    if (!cancelled_) {
-      inbox_.events.push_back(std::move(incoming_));
-      if (!notified_) {
-        notified_ = true;
-        notify = notify_;
-      }
-      paused_ = inbox_.events.size() >= kMaxInbox;
-      read_on = !paused_;
-    }
-    incoming_.Clear();
-  }
-  if (notify) notify();
-  if (read_on) StartRead(&incoming_);
-}
-
-void GenerateCall::OnDone(const grpc::Status& status) {
-  std::function<void()> notify;
-  {
-    std::lock_guard lock(mutex_);
-    inbox_.status = status;
-    if (!notified_ && !cancelled_) notify = notify_;
-    notified_ = true;
-    notify_ = nullptr;
-  }
-  if (notify) notify();
-  counter_->End();
-  self_.reset();  // may delete this
-}
-
-void GenerateCall::Cancel() {
-  bool resume = false;
-  {
-    std::lock_guard lock(mutex_);
-    if (cancelled_) return;
-    cancelled_ = true;
-    notify_ = nullptr;
-    inbox_.events.clear();
-    resume = std::exchange(paused_, false);
-  }
-  context_.TryCancel();
-  if (resume) StartRead(&incoming_);  // runs into the end of the call
-}
-
-GenerateCall::Batch GenerateCall::Take() {
-  Batch out;
-  bool resume = false;
-  {
-    std::lock_guard lock(mutex_);
-    std::swap(out, inbox_);
-    notified_ = false;
-    resume = std::exchange(paused_, false);
-  }
-  if (resume) StartRead(&incoming_);
-  return out;
-}
-
-RouterClient::RouterClient(const std::string& target, int channels) {
+RouterClient::RouterClient(const std::string& target, int channels) : sessions_(static_cast<size_t>(channels)) {
   for (int i = 0; i < channels; ++i) {
     grpc::ChannelArguments args;
     args.SetInt("agentserve.channel", i);  // distinct arguments give distinct connections
@@ -145,15 +43,23 @@ RouterClient::RouterClient(const std::string& target, int channels) {
   }
 }
 
-RouterClient::~RouterClient() = default;
+RouterClient::~RouterClient() {
+  {
+    std::lock_guard lock(sessions_mutex_);
+    for (auto& s : sessions_) {
+      if (s != nullptr) s->Close();
+    }
+  }
+  session_counter_->WaitIdle(5'000);  // cancelled streams end at once
+}
 
-pb::RouterService::Stub* RouterClient::NextStub() {
+size_t RouterClient::NextChannel() {
   const size_t first = next_.fetch_add(1, std::memory_order_relaxed);
   for (size_t i = 0; i < stubs_.size(); ++i) {
     const size_t at = (first + i) % stubs_.size();
-    if (channels_[at]->GetState(true) == GRPC_CHANNEL_READY) return stubs_[at].get();
+    if (channels_[at]->GetState(true) == GRPC_CHANNEL_READY) return at;
   }
-  return stubs_[first % stubs_.size()].get();
+  return first % stubs_.size();
 }
 
 bool RouterClient::Connected() {
@@ -164,48 +70,92 @@ bool RouterClient::Connected() {
 
 std::shared_ptr<GenerateCall> RouterClient::Generate(const pb::GenerateRequest& request, const Metadata& metadata,
                                                      int64_t deadline_ms, std::function<void()> notify) {
-  auto call = std::make_shared<GenerateCall>(counter_);
-  call->Start(NextStub(), request, metadata, deadline_ms, std::move(notify));
+  const size_t at = NextChannel();
+  if (router_has_sessions_->load() && request.ByteSizeLong() <= kMaxSessionRequestBytes) {
+    std::lock_guard lock(sessions_mutex_);
+    for (int attempt = 0; attempt < 2; ++attempt) {
+      if (sessions_[at] != nullptr) {
+        if (auto call = sessions_[at]->Generate(request, notify)) return call;
+      }
+      sessions_[at] = std::make_shared<RouterSession>(counter_, session_counter_);
+      sessions_[at]->Start(stubs_[at].get());
+    }
+  }
+  auto call = std::make_shared<StreamedCall>(counter_, std::move(notify));
+  call->Start(stubs_[at].get(), request, metadata, deadline_ms);
+  return call;
+}
+
+template <typename Request, typename Response, typename Begin>
+std::shared_ptr<UnaryHandle> RouterClient::Unary(const Request& request, const Metadata& metadata, int64_t deadline_ms,
+                                                 Callback<Response> done, const Begin& begin) {
+  auto call = std::make_shared<UnaryCall<Request, Response>>();
+  call->request = request;
+  PrepareContext(call->context, metadata, deadline_ms);
+  counter_->Begin();
+  begin(NextStub()->async(), &call->context, &call->request, &call->response,
+        [call, counter = counter_, done = std::move(done)](grpc::Status status) {
+          done(status, call->response);
+          counter->End();
+        });
   return call;
 }
 
 std::shared_ptr<UnaryHandle> RouterClient::Tokenize(const pb::TokenizeRequest& request, const Metadata& metadata,
                                                     int64_t deadline_ms, Callback<pb::TokenizeResponse> done) {
-  auto call = std::make_shared<UnaryCall<pb::TokenizeRequest, pb::TokenizeResponse>>();
-  call->request = request;
-  Prepare(call->context, metadata, deadline_ms);
-  counter_->Begin();
-  NextStub()->async()->Tokenize(&call->context, &call->request, &call->response,
-                                [call, counter = counter_, done = std::move(done)](grpc::Status status) {
-                                  done(status, call->response);
-                                  counter->End();
-                                });
-  return call;
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->Tokenize(args...); });
 }
 
 std::shared_ptr<UnaryHandle> RouterClient::Detokenize(const pb::DetokenizeRequest& request, const Metadata& metadata,
                                                       int64_t deadline_ms, Callback<pb::DetokenizeResponse> done) {
-  auto call = std::make_shared<UnaryCall<pb::DetokenizeRequest, pb::DetokenizeResponse>>();
-  call->request = request;
-  Prepare(call->context, metadata, deadline_ms);
-  counter_->Begin();
-  NextStub()->async()->Detokenize(&call->context, &call->request, &call->response,
-                                  [call, counter = counter_, done = std::move(done)](grpc::Status status) {
-                                    done(status, call->response);
-                                    counter->End();
-                                  });
-  return call;
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->Detokenize(args...); });
+}
+
+std::shared_ptr<UnaryHandle> RouterClient::ReportTool(const pb::ReportToolRequest& request, const Metadata& metadata,
+                                                      int64_t deadline_ms, Callback<pb::ReportToolResponse> done) {
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->ReportTool(args...); });
+}
+
+std::shared_ptr<UnaryHandle> RouterClient::EndProgram(const pb::EndProgramRequest& request, const Metadata& metadata,
+                                                      int64_t deadline_ms, Callback<pb::EndProgramResponse> done) {
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->EndProgram(args...); });
+}
+
+std::shared_ptr<UnaryHandle> RouterClient::DeclareProgram(const pb::DeclareProgramRequest& request,
+                                                          const Metadata& metadata, int64_t deadline_ms,
+                                                          Callback<pb::DeclareProgramResponse> done) {
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->DeclareProgram(args...); });
+}
+
+std::shared_ptr<UnaryHandle> RouterClient::Explain(const pb::ExplainRequest& request, const Metadata& metadata,
+                                                   int64_t deadline_ms, Callback<pb::ExplainResponse> done) {
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->Explain(args...); });
+}
+
+std::shared_ptr<UnaryHandle> RouterClient::ListDecisions(const pb::ListDecisionsRequest& request,
+                                                         const Metadata& metadata, int64_t deadline_ms,
+                                                         Callback<pb::ListDecisionsResponse> done) {
+  return Unary(request, metadata, deadline_ms, std::move(done),
+               [](auto* stub, auto... args) { stub->ListDecisions(args...); });
 }
 
 std::shared_ptr<UnaryHandle> RouterClient::GetModel(int64_t deadline_ms, Callback<pb::GetModelResponse> done) {
   auto call = std::make_shared<UnaryCall<pb::GetModelRequest, pb::GetModelResponse>>();
-  Prepare(call->context, {}, deadline_ms);
+  PrepareContext(call->context, {}, deadline_ms);
   counter_->Begin();
-  NextStub()->async()->GetModel(&call->context, &call->request, &call->response,
-                                [call, counter = counter_, done = std::move(done)](grpc::Status status) {
-                                  done(status, call->response);
-                                  counter->End();
-                                });
+  NextStub()->async()->GetModel(
+      &call->context, &call->request, &call->response,
+      [call, counter = counter_, sessions = router_has_sessions_, done = std::move(done)](grpc::Status status) {
+        if (status.ok()) sessions->store(call->response.sessions());
+        done(status, call->response);
+        counter->End();
+      });
   return call;
 }
 

@@ -10,7 +10,7 @@ PoolSpec SpecFromProto(const common::v1::KvEndpoint& proto) {
   const common::v1::KvLayout& l = proto.layout();
   return {proto.worker_id(), proto.incarnation(), proto.unix_socket(), proto.grpc_address(),
           l.num_layers(),    l.num_kv_heads(),    l.head_dim(),        l.block_tokens(),
-          l.dtype(),         l.fingerprint(),     proto.num_blocks()};
+          l.dtype(),         l.fingerprint(),     proto.num_blocks(),  proto.host_blocks()};
 }
 
 void SpecToProto(const PoolSpec& spec, common::v1::KvEndpoint* proto) {
@@ -26,6 +26,7 @@ void SpecToProto(const PoolSpec& spec, common::v1::KvEndpoint* proto) {
   l->set_dtype(spec.dtype);
   l->set_fingerprint(spec.layout_fingerprint);
   proto->set_num_blocks(spec.num_blocks);
+  proto->set_host_blocks(spec.host_blocks);
 }
 
 Hash128 HashFromProto(const v1::BlockHash& proto) { return {proto.hi(), proto.lo()}; }

@@ -253,26 +253,6 @@ grpc::ServerUnaryReactor* KvStoreServiceImpl::CloseTicket(grpc::CallbackServerCo
   });
 }
 
-grpc::ServerUnaryReactor* KvStoreServiceImpl::Retain(grpc::CallbackServerContext* context,
-                                                     const v1::RetainRequest* request, v1::RetainResponse* response) {
-  const std::vector<Hash128> chain = HashesFromProto(request->chain());
-  return Unary(context, "Retain", [&](KvStoreCore& core, TimeNs now) {
-    const auto kept = core.Retain(request->worker_id(), chain, MsToNs(request->ttl_ms()), now);
-    if (kept.ok()) response->set_kept(*kept);
-    return kept.status();
-  });
-}
-
-grpc::ServerUnaryReactor* KvStoreServiceImpl::Demote(grpc::CallbackServerContext* context,
-                                                     const v1::DemoteRequest* request, v1::DemoteResponse* response) {
-  const std::vector<Hash128> chain = HashesFromProto(request->chain());
-  return Unary(context, "Demote", [&](KvStoreCore& core, TimeNs) {
-    const auto demoted = core.Demote(request->worker_id(), chain);
-    if (demoted.ok()) response->set_demoted(*demoted);
-    return demoted.status();
-  });
-}
-
 grpc::ServerWriteReactor<v1::WatchResponse>* KvStoreServiceImpl::Watch(grpc::CallbackServerContext*,
                                                                        const v1::WatchRequest* request) {
   std::optional<grpc::Status> refusal;
@@ -302,6 +282,7 @@ grpc::ServerUnaryReactor* KvStoreServiceImpl::Audit(grpc::CallbackServerContext*
     const AuditReport report = core.Audit(now);
     response->set_pools(report.pools);
     response->set_blocks(report.blocks);
+    response->set_host_blocks(report.host_blocks);
     response->set_tickets(report.tickets);
     response->set_ticketed_blocks(report.ticketed_blocks);
     response->set_sequence(report.sequence);

@@ -47,10 +47,6 @@ class KvStoreServiceImpl final : public v1::KvStoreService::CallbackService {
                                        v1::OpenTicketResponse* response) override;
   grpc::ServerUnaryReactor* CloseTicket(grpc::CallbackServerContext* context, const v1::CloseTicketRequest* request,
                                         v1::CloseTicketResponse* response) override;
-  grpc::ServerUnaryReactor* Retain(grpc::CallbackServerContext* context, const v1::RetainRequest* request,
-                                   v1::RetainResponse* response) override;
-  grpc::ServerUnaryReactor* Demote(grpc::CallbackServerContext* context, const v1::DemoteRequest* request,
-                                   v1::DemoteResponse* response) override;
   grpc::ServerWriteReactor<v1::WatchResponse>* Watch(grpc::CallbackServerContext* context,
                                                      const v1::WatchRequest* request) override;
   grpc::ServerUnaryReactor* Audit(grpc::CallbackServerContext* context, const v1::AuditRequest* request,

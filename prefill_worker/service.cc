@@ -9,8 +9,19 @@ namespace agentserve::prefill_worker {
 using base::Field;
 using engine::SeqId;
 
-Loop::Loop(const worker::RunLoopOptions& options, const Options& core)
-    : RunLoop(options), context_length_(core.planner.context_length), core_(core) {}
+Loop::Loop(const worker::RunLoopOptions& options, const Options& core, std::unique_ptr<worker::HostStore> host)
+    : RunLoop(options),
+      context_length_(core.planner.context_length),
+      core_(core),
+      tier_metrics_(options.metrics, options.pool->layout().BlockBytes()),
+      host_(std::move(host)) {
+  if (host_) host_->Start([this](CopyEnded ended) { PostInternal(ended); });
+}
+
+void Loop::OnInternal(CopyEnded event, base::TimeNs now) {
+  core_.Step(event, now);
+  tier_metrics_.Update(core_.tiers(), core_.pool());
+}
 
 void Loop::OnCommand(const Wire& from, const wire::RunRequest& request, base::TimeNs now) {
   if (request.has_start()) {
@@ -33,10 +44,12 @@ void Loop::OnCommand(const Wire& from, const wire::RunRequest& request, base::Ti
 void Loop::OnStepDone(absl::Status status, engine::StepOutput output, std::vector<uint64_t> digests, base::TimeNs,
                       base::TimeNs ended) {
   core_.Step(StepDone{std::move(status), std::move(output), std::move(digests)}, ended);
+  core_.set_prefill_rate(step_metrics_.prefill_tokens_per_s());
+  tier_metrics_.Update(core_.tiers(), core_.pool());
 }
 
 void Loop::ApplyEffects(base::TimeNs) {
-  for (const Effect& effect : core_.TakeEffects()) std::visit([&](const auto& e) { Apply(e); }, effect);
+  for (Effect& effect : core_.TakeEffects()) std::visit([&](auto& e) { Apply(e); }, effect);
 }
 
 void Loop::FillHandle(SeqId seq, const std::vector<OfferedBlock>& blocks, agentserve::common::v1::KvHandle* handle) {
@@ -56,6 +69,11 @@ void Loop::FillHandle(SeqId seq, const std::vector<OfferedBlock>& blocks, agents
   }
 }
 
+void Loop::Apply(HostCopy& e) {
+  AS_CHECK(host_ != nullptr) << "the core copies to a host tier that does not exist";
+  host_->Post(std::move(e));
+}
+
 void Loop::Apply(const Admitted& e) {
   // The core admits no more than there are slots.
   absl::StatusOr<kvstore::ProgressRef> slot = options_.pool->AcquireProgress();
@@ -72,14 +90,17 @@ void Loop::Apply(const Admitted& e) {
 }
 
 void Loop::OnLayerWritten(const engine::StepPlan& plan, uint32_t layer) {
-  const std::lock_guard lock(progress_mu_);
-  for (const engine::SeqSlice& slice : plan.slices) {
-    const auto it = progress_.find(slice.seq);
-    if (it == progress_.end()) continue;
-    const uint32_t end = slice.start + static_cast<uint32_t>(slice.tokens.size());
-    it->second.start = slice.start;
-    options_.pool->StoreProgress(it->second.slot, {slice.start, end, layer + 1});
+  {
+    const std::lock_guard lock(progress_mu_);
+    for (const engine::SeqSlice& slice : plan.slices) {
+      const auto it = progress_.find(slice.seq);
+      if (it == progress_.end()) continue;
+      const uint32_t end = slice.start + static_cast<uint32_t>(slice.tokens.size());
+      it->second.start = slice.start;
+      options_.pool->StoreProgress(it->second.slot, {slice.start, end, layer + 1});
+    }
   }
+  DigestLayer(plan.number, layer);  // after the words: readers copy meanwhile
 }
 
 void Loop::Apply(const ChunkDone& e) {

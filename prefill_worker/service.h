@@ -2,33 +2,35 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <mutex>
 
 #include "agentserve/prefill/v1/prefill.grpc.pb.h"
 #include "prefill_worker/core/core.h"
+#include "worker/host_store.h"
 #include "worker/run_loop.h"
+#include "worker/tier_metrics.h"
 
 namespace agentserve::prefill_worker {
 
 namespace wire = agentserve::prefill::v1;
 
-// Nothing but the core posts internal events here.
-struct NoInternalEvents {};
-
-class Loop final : public worker::RunLoop<wire::RunRequest, wire::RunResponse, NoInternalEvents>,
+class Loop final : public worker::RunLoop<wire::RunRequest, wire::RunResponse, CopyEnded>,
                    private engine::LayerObserver {
  public:
-  Loop(const worker::RunLoopOptions& options, const Options& core);
+  // `host` null: no host tier (core.tiers.host_slots is 0 then).
+  Loop(const worker::RunLoopOptions& options, const Options& core, std::unique_ptr<worker::HostStore> host);
 
  private:
   void OnCommand(const Wire& from, const wire::RunRequest& request, base::TimeNs now) override;
-  void OnInternal(NoInternalEvents, base::TimeNs) override {}
+  void OnInternal(CopyEnded event, base::TimeNs now) override;
   void OnDropped(engine::SeqId seq, base::TimeNs now) override { core_.Step(Cancel{seq}, now); }
   void OnTick(base::TimeNs now) override { core_.Step(Tick{}, now); }
   void OnStepDone(absl::Status status, engine::StepOutput output, std::vector<uint64_t> digests, base::TimeNs started,
                   base::TimeNs ended) override;
   const engine::PlannedStep* PlanStep(base::TimeNs now) override { return core_.PlanStep(now); }
   std::vector<engine::BlockChange> TakeBlockChanges() override { return core_.TakeBlockChanges(); }
+  std::vector<engine::HostTier::Change> TakeHostChanges() override { return core_.TakeHostChanges(); }
   void ApplyEffects(base::TimeNs now) override;
   engine::LayerObserver* observer() override { return this; }
   base::TimeNs NextDeadline() const override { return core_.NextDeadline(); }
@@ -41,6 +43,7 @@ class Loop final : public worker::RunLoop<wire::RunRequest, wire::RunResponse, N
   void OnLayerWritten(const engine::StepPlan& plan, uint32_t layer) override;
 
   void Apply(const Admitted& e);
+  void Apply(HostCopy& e);
   void Apply(const ChunkDone& e);
   void Apply(const FirstToken& e);
   void Apply(const Failed& e);
@@ -55,8 +58,10 @@ class Loop final : public worker::RunLoop<wire::RunRequest, wire::RunResponse, N
 
   const uint32_t context_length_;
   Core core_;
+  worker::TierMetrics tier_metrics_;
   std::mutex progress_mu_;
   std::map<engine::SeqId, Progress> progress_;  // guarded by progress_mu_
+  std::unique_ptr<worker::HostStore> host_;     // last: its thread posts to what is above
 };
 
 // The service; Run hands each stream to the loop.

@@ -22,13 +22,15 @@ Options CoreOptions(worker::Node* node) {
   o.planner = node->PlannerOptions();
   o.vocab_size = node->model().vocab_size;
   o.max_offers = node->pool()->options().num_progress_slots;
+  o.tiers = node->TierOptions();
+  o.tiers.store_ordinary = true;  // nobody says here which prompts will be continued
   return o;
 }
 
 }  // namespace
 
 Worker::Worker(worker::Node* node, worker::BlockListener* listener)
-    : loop_(LoopOptions(node, listener), CoreOptions(node)), service_(&loop_) {}
+    : loop_(LoopOptions(node, listener), CoreOptions(node), node->TakeHostStore()), service_(&loop_) {}
 
 Worker::~Worker() {
   loop_.Stop();

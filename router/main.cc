@@ -12,6 +12,7 @@
 #include "base/strings.h"
 #include "router/core/policy.h"
 #include "router/service/router_server.h"
+#include "router/service/tenant_file.h"
 
 namespace {
 
@@ -31,6 +32,7 @@ struct Options {
   int64_t max_queued_mib = 256;
   int64_t max_queue_wait_ms = 120'000;
   int64_t lease_ms = 3'000;
+  std::string tenants;
 };
 
 void AddFlags(agentserve::base::FlagSet* f, Options* o) {
@@ -58,6 +60,10 @@ void AddFlags(agentserve::base::FlagSet* f, Options* o) {
   f->Add("aging-bound-ms", &o->aging_bound_ms, "wait after which a call of policy agent goes first", "Scheduling");
   f->Add("prefill-threshold", &o->prefill_threshold, "prompts with fewer new tokens are prefilled on the decode worker",
          "Scheduling");
+  f->Add("tenants", &o->tenants, "JSON file of tenants: shares, classes, bounds on hints (docs/agents.md)",
+         "Scheduling");
+  f->Add("infer-programs", &o->service.core.infer_programs,
+         "join calls that name no program to the one whose prompt they continue", "Scheduling");
   f->Add("max-queued", &o->max_queued, "most calls waiting", "Limits");
   f->Add("max-queued-tokens", &o->max_queued_tokens, "most prompt tokens waiting", "Limits");
   f->Add("max-queued-mib", &o->max_queued_mib, "most memory of waiting calls, MiB", "Limits");
@@ -145,6 +151,11 @@ std::string CheckOptions(Options* o) {
   core.max_queue_wait = o->max_queue_wait_ms * agentserve::base::kNsPerMs;
   core.lease = o->lease_ms * agentserve::base::kNsPerMs;
   core.heartbeat = core.lease / 3;
+  if (!o->tenants.empty()) {
+    if (auto s = agentserve::router::ReadTenantFile(o->tenants, &core); !s.ok()) {
+      return StrCat("--tenants: ", agentserve::base::MessageOf(s));
+    }
+  }
   return "";
 }
 

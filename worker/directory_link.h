@@ -17,10 +17,12 @@ class DirectoryLink final : public BlockListener {
   // `address`: host:port of the kvstore; empty = publish nothing.
   void Start(const std::string& address, const agentserve::common::v1::KvEndpoint& endpoint);
   void OnBlockChanges(const std::vector<engine::BlockChange>& changes) override;
+  void OnHostChanges(const std::vector<engine::HostTier::Change>& changes) override;
   // Null if not started. For tests.
   kvstore::KvStoreClient* client() { return client_.get(); }
 
  private:
+  uint32_t pool_blocks_ = 0;  // slots of host memory follow them in the directory
   std::unique_ptr<kvstore::KvStoreClient> client_;
 };
 

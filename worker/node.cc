@@ -48,8 +48,8 @@ void AddFlags(base::FlagSet* flags, NodeOptions* o) {
              "share of the GPU's memory for weights, workspaces and KV pool together; 0.05 to 1", "KV cache");
   flags->Add(
       "host-kv-mib", &o->host_kv_mib,
-      "host memory for KV of agents that wait for a tool; 0 = none; -1 = on the CPU as much as the pool, at most "
-      "1/8 of free memory; on a GPU 4 times the pool, at most 1/4 of free memory and 8192",
+      "host memory for KV of agents that wait for a tool; 0 = none; -1 = none on prefill workers; on decode workers as "
+      "much as the pool, at most 1/8 of free memory, or on a GPU 4 times the pool, at most 1/4 of free memory and 8192",
       "KV cache");
   flags->Add("block-tokens", &o->block_tokens, "tokens per KV block; equal in the whole cluster", "KV cache");
   flags->Add("prefix-cache", &o->prefix_cache, "reuse the KV of equal prompt beginnings", "KV cache");
@@ -192,6 +192,7 @@ absl::Status Node::OpenHostStore() {
   in.memory_mib = options_.prefix_cache ? options_.host_kv_mib : 0;
   in.available_bytes = AvailableMemoryBytes();
   in.on_gpu = model_.cuda_device >= 0;
+  in.by_default = role_ == Role::kDecode;  // what a program continues is on the decode worker
   AS_ASSIGN_OR_RETURN(const HostTierSizing sizing, SizeHostTier(in));
   AS_LOG(kInfo, "host_kv.sized") << Field("blocks", sizing.slots) << Field("why", sizing.explanation);
   if (sizing.slots == 0) return absl::OkStatus();
@@ -231,7 +232,7 @@ agentserve::common::v1::KvEndpoint Node::Endpoint() const {
   endpoint.set_grpc_address(address_);
   kvstore::ToProto(model_.layout, endpoint.mutable_layout());
   endpoint.set_num_blocks(sizing_.num_blocks);
-  endpoint.set_digest(kvstore::ToProto(pool_->memory().facts().digest));
+  endpoint.set_host_blocks(host_slots_);
   return endpoint;
 }
 

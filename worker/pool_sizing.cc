@@ -113,8 +113,8 @@ absl::StatusOr<PoolSizing> SizePool(const PoolSizingInput& in) {
 absl::StatusOr<HostTierSizing> SizeHostTier(const HostTierInput& in) {
   HostTierSizing out;
   const uint64_t block_bytes = in.layout.BlockBytes();
-  if (in.memory_mib == 0) {
-    out.explanation = "off (--host-kv-mib 0)";
+  if (in.memory_mib == 0 || (in.memory_mib < 0 && !in.by_default)) {
+    out.explanation = "off (see --host-kv-mib)";
     return out;
   }
   uint64_t bytes = 0;

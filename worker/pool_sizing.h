@@ -48,14 +48,16 @@ struct HostTierInput {
   int64_t memory_mib = -1;       // wanted; -1 = automatic, 0 = none
   uint64_t available_bytes = 0;  // memory of this machine that is free now, without the pool
   bool on_gpu = false;
+  bool by_default = true;  // whether -1 means any
 };
 struct HostTierSizing {
   uint32_t slots = 0;
   std::string explanation;
 };
-// Room in host memory for KV below the pool. Automatic on the CPU: as large as the pool, at most an eighth of the
-// available memory; pages are taken as they are used. With a GPU: four times the pool, at most a quarter of the
-// available memory and 8 GiB, since it is pinned at start (about 0.3 s per GiB). INVALID_ARGUMENT: more than there is.
+// Room in host memory for KV below the pool. Automatic for decode workers on the CPU: as large as the pool, at most an
+// eighth of the available memory; pages are taken as they are used. With a GPU: four times the pool, at most a quarter
+// of the available memory and 8 GiB, since it is pinned at start (about 0.3 s per GiB). INVALID_ARGUMENT: more than
+// there is.
 absl::StatusOr<HostTierSizing> SizeHostTier(const HostTierInput& in);
 
 // MemAvailable of /proc/meminfo, or the cgroup's limit if that is smaller.

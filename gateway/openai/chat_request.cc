@@ -260,7 +260,11 @@ std::optional<ApiError> ParseChatRequest(std::string_view body, const Json& json
   request.set_n(options.n);
   request.set_return_token_ids(options.return_token_ids || options.continuous_usage);
   // Used by the agent context.
-  for (const char* key : {"priority", "session_id", "program_id", "nvext", "metadata", "prompt_cache_key"}) f.Take(key);
+  // Read by agent_context.cc.
+  for (const char* key : {"priority", "session_id", "program_id", "parent_program_id", "nvext", "metadata",
+                          "prompt_cache_key", "previous_response_id", "safety_identifier", "user"}) {
+    f.Take(key);
+  }
   out->ignored = f.Unknown();
   return f.error();
 }

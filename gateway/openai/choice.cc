@@ -42,10 +42,20 @@ Choice::Choice(const ReplyOptions& options, uint64_t id_seed) {
 
 void Choice::Whole(std::string_view text, std::vector<Piece>* out) {
   if (text.empty()) return;
-  if (parser_) return Append(parser_->Feed(text), out);
+  if (parser_) {
+    const size_t before = out->size();
+    Append(parser_->Feed(text), out);
+    return NoteCall(*out, before);
+  }
   Piece piece;
   piece.text = std::string(text);
   out->push_back(std::move(piece));
+}
+
+void Choice::NoteCall(const std::vector<Piece>& pieces, size_t from) {
+  for (size_t i = from; first_call_.empty() && i < pieces.size(); ++i) {
+    if (pieces[i].kind == Piece::Kind::kCallStart) first_call_ = pieces[i].name;
+  }
 }
 
 void Choice::Feed(std::string_view text, std::vector<Piece>* out) {
@@ -61,7 +71,11 @@ void Choice::Feed(std::string_view text, std::vector<Piece>* out) {
 void Choice::End(common::v1::FinishReason reason, std::vector<Piece>* out) {
   if (!partial_.empty()) Whole("\xEF\xBF\xBD", out);  // a character that never got its rest
   partial_.clear();
-  if (parser_) Append(parser_->Finish(), out);
+  if (parser_) {
+    const size_t before = out->size();
+    Append(parser_->Finish(), out);
+    NoteCall(*out, before);
+  }
   ended_ = true;
   if (reason == common::v1::FINISH_REASON_LENGTH) {
     finish_reason_ = "length";

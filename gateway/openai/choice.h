@@ -44,15 +44,19 @@ class Choice {
   bool ended() const { return ended_; }
   // "stop", "length" or "tool_calls"; empty before End.
   const std::string& finish_reason() const { return finish_reason_; }
+  // Name of the first tool call, or "".
+  const std::string& first_call() const { return first_call_; }
   uint32_t calls() const { return parser_ ? parser_->calls() : 0; }
 
  private:
   void Whole(std::string_view text, std::vector<Piece>* out);
+  void NoteCall(const std::vector<Piece>& pieces, size_t from);
 
   std::unique_ptr<text::ToolCallParser> parser_;  // only if tools are offered
   std::string partial_;                           // at most 3 bytes of an unfinished character
   bool ended_ = false;
   std::string finish_reason_;
+  std::string first_call_;
 };
 
 }  // namespace agentserve::gateway

@@ -96,7 +96,11 @@ std::optional<ApiError> ParseCompletionRequest(const Json& json, const ParseCont
   common.set_n(options.n);
   common.set_return_token_ids(options.return_token_ids || options.continuous_usage);
   for (auto& request : out->requests) request.MergeFrom(common);
-  for (const char* key : {"priority", "session_id", "program_id", "nvext", "metadata", "prompt_cache_key"}) f.Take(key);
+  // Read by agent_context.cc.
+  for (const char* key : {"priority", "session_id", "program_id", "parent_program_id", "nvext", "metadata",
+                          "prompt_cache_key", "previous_response_id", "safety_identifier", "user"}) {
+    f.Take(key);
+  }
   out->ignored = f.Unknown();
   return f.error();
 }

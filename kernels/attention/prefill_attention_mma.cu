@@ -26,12 +26,13 @@ __device__ __forceinline__ bool FindBlock(const PrefillAttentionParams& p, int t
   const int item = blockIdx.x / parts, part = blockIdx.x % parts;
   const int32_t packed = p.tiles[item / p.q_heads];
   const int sequence = PrefillTileSequence(packed);
-  const int offset = PrefillTileIndex(packed) * tile_rows + part * kRows;
-  const int first = p.cu_tokens[sequence], tokens = p.cu_tokens[sequence + 1] - first;
+  const int first = p.cu_tokens[sequence];
+  const PrefillRows tile = PrefillTileExtent(p.cu_tokens[sequence + 1] - first, PrefillTileIndex(packed), tile_rows);
+  const int offset = tile.begin + part * kRows;
   b.head = item % p.q_heads;
   b.kv_head = b.head / (p.q_heads / static_cast<int>(p.kv.kv_heads));
   b.row0 = first + offset;
-  b.rows = min(kRows, tokens - offset);
+  b.rows = min(kRows, tile.end - offset);
   b.position = p.starts[sequence] + offset;
   b.kv_length = b.position + b.rows;
   b.table = p.block_tables + static_cast<int64_t>(sequence) * p.table_stride;

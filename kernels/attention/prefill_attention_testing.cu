@@ -91,6 +91,19 @@ __global__ void ReferenceKernel(PrefillAttentionParams p, int stride, double* er
   }
 }
 
+// Enough blocks to reach every multiprocessor.
+__global__ void ReadClocks(uint64_t* cycles, uint64_t* ns, int limit) {
+  uint32_t sm;
+  uint64_t now;
+  asm volatile("mov.u32 %0, %%smid;" : "=r"(sm));
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  if (static_cast<int>(sm) < limit) {
+    cycles[sm] = static_cast<uint64_t>(clock64());
+    ns[sm] = now;
+  }
+  __nanosleep(500);
+}
+
 void* Allocate(size_t bytes) {
   void* memory = nullptr;
   Check(cudaMalloc(&memory, std::max<size_t>(bytes, 16)));
@@ -239,7 +252,9 @@ double PrefillProblem::Error(int stride) const {
   double* sums = static_cast<double*>(Allocate(2 * rows * sizeof(double)));
   Check(cudaMemset(sums, 0, 2 * rows * sizeof(double)));
   Check(cudaFuncSetAttribute(ReferenceKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 220 * 1024));
-  ReferenceKernel<<<dim3(rows, shape_.q_heads), 128, longest * sizeof(double)>>>(params_, stride, sums, sums + rows);
+  // 16 bytes more: the compiler reads scores in pairs.
+  ReferenceKernel<<<dim3(rows, shape_.q_heads), 128, (longest + 2) * sizeof(double)>>>(params_, stride, sums,
+                                                                                       sums + rows);
   Check(cudaGetLastError());
   std::vector<double> host(2 * rows);
   Check(cudaMemcpy(host.data(), sums, host.size() * sizeof(double), cudaMemcpyDeviceToHost));
@@ -257,6 +272,29 @@ double PrefillProblem::Error(int stride) const {
     if (std::isnan(worst)) return worst;
   }
   return worst;
+}
+
+SmClock::SmClock() {
+  Check(cudaMallocManaged(&readings_, 2 * sizeof(Reading)));
+  for (int i = 0; i < 2; ++i) readings_[i] = {};
+}
+
+SmClock::~SmClock() { cudaFree(readings_); }
+
+void SmClock::Read(int which) {
+  ReadClocks<<<4 * Reading::kMaxSms, 32>>>(readings_[which].cycles, readings_[which].ns, Reading::kMaxSms);
+}
+
+double SmClock::Mhz() const {
+  double sum = 0;
+  int count = 0;
+  for (int i = 0; i < Reading::kMaxSms; ++i) {
+    const uint64_t ns = readings_[1].ns[i] - readings_[0].ns[i];
+    if (readings_[0].ns[i] == 0 || readings_[1].ns[i] == 0 || ns == 0) continue;
+    sum += 1e3 * static_cast<double>(readings_[1].cycles[i] - readings_[0].cycles[i]) / static_cast<double>(ns);
+    ++count;
+  }
+  return count > 0 ? sum / count : 0;
 }
 
 }  // namespace agentserve::kernels::cuda::testing

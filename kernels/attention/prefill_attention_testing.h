@@ -60,4 +60,26 @@ class PrefillProblem {
   std::vector<void*> allocations_;
 };
 
+// Mean clock of the multiprocessors over an interval of the default stream: their cycle counters against the global
+// timer, read by a kernel at either end. Under load the clock follows the power limit, so a time means little without
+// it.
+class SmClock {
+ public:
+  SmClock();
+  ~SmClock();
+  SmClock(const SmClock&) = delete;
+  SmClock& operator=(const SmClock&) = delete;
+  void Begin() { Read(0); }
+  void End() { Read(1); }
+  double Mhz() const;  // after a synchronisation
+
+ private:
+  struct Reading {
+    static constexpr int kMaxSms = 256;
+    uint64_t cycles[kMaxSms], ns[kMaxSms];
+  };
+  void Read(int which);
+  Reading* readings_;  // managed
+};
+
 }  // namespace agentserve::kernels::cuda::testing

@@ -7,7 +7,7 @@
 namespace agentserve::kernels::cuda {
 
 int MaxPrefillTiles(int max_tokens, int max_sequences, int head_dim) {
-  // Every sequence ends in at most one tile that is not full.
+  // Every sequence begins with at most one tile that is not full.
   return max_tokens / PrefillTileRows(head_dim) + max_sequences;
 }
 
@@ -16,13 +16,13 @@ int PlanPrefill(const int32_t* cu_tokens, const int32_t* starts, int sequences, 
   int count = 0;
   for (int s = 0; s < sequences; ++s) {
     const int tokens = cu_tokens[s + 1] - cu_tokens[s];
-    for (int tile = 0; tile * rows < tokens; ++tile) tiles[count++] = PackPrefillTile(s, tile);
+    for (int tile = 0; tile < PrefillTileCount(tokens, rows); ++tile) tiles[count++] = PackPrefillTile(s, tile);
   }
   // Longest first: positions that the last row of the tile attends to. Ties by sequence and tile, so that equal work
   // keeps the order of the batch.
   const auto length = [&](int32_t packed) {
     const int s = PrefillTileSequence(packed);
-    return starts[s] + std::min((PrefillTileIndex(packed) + 1) * rows, cu_tokens[s + 1] - cu_tokens[s]);
+    return starts[s] + PrefillTileExtent(cu_tokens[s + 1] - cu_tokens[s], PrefillTileIndex(packed), rows).end;
   };
   std::sort(tiles, tiles + count, [&](int32_t a, int32_t b) {
     const int length_a = length(a), length_b = length(b);

@@ -13,4 +13,15 @@ constexpr int32_t PackPrefillTile(int sequence, int tile) { return sequence << 1
 constexpr int PrefillTileSequence(int32_t packed) { return packed >> 16; }
 constexpr int PrefillTileIndex(int32_t packed) { return packed & 0xffff; }
 
+// New tokens of a sequence that a tile covers. The first tile takes what does not fill a whole one: the rows that see
+// the fewest keys.
+struct PrefillRows {
+  int begin, end;
+};
+constexpr int PrefillTileCount(int tokens, int tile_rows) { return (tokens + tile_rows - 1) / tile_rows; }
+constexpr PrefillRows PrefillTileExtent(int tokens, int tile, int tile_rows) {
+  const int end = tokens - (PrefillTileCount(tokens, tile_rows) - 1 - tile) * tile_rows;
+  return {tile == 0 ? 0 : end - tile_rows, end};
+}
+
 }  // namespace agentserve::kernels::cuda

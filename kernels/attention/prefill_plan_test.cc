@@ -20,10 +20,11 @@ TEST(PrefillPlan, CoversEveryRowOnceLongestFirst) {
     std::set<int> covered;
     int before = 1 << 30;
     for (int i = 0; i < count; ++i) {
-      const int s = PrefillTileSequence(tiles[i]), first = cu[s] + PrefillTileIndex(tiles[i]) * rows;
-      const int end = std::min(first + rows, cu[s + 1]);
-      for (int row = first; row < end; ++row) EXPECT_TRUE(covered.insert(row).second);
-      const int length = starts[s] + end - cu[s];
+      const int s = PrefillTileSequence(tiles[i]);
+      const PrefillRows extent = PrefillTileExtent(cu[s + 1] - cu[s], PrefillTileIndex(tiles[i]), rows);
+      EXPECT_LE(extent.end - extent.begin, rows);
+      for (int row = extent.begin; row < extent.end; ++row) EXPECT_TRUE(covered.insert(cu[s] + row).second);
+      const int length = starts[s] + extent.end;
       EXPECT_LE(length, before);
       before = length;
     }

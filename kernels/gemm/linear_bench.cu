@@ -247,6 +247,11 @@ int main(int argc, char** argv) {
   }
   if (rows.empty()) rows = {65, 128, 256, 512, 1024, 2048, 8192, 16384};
   if (*std::max_element(rows.begin(), rows.end()) > 16384) return 2;
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("no CUDA device\n");
+    return 77;
+  }
   Bench bench;
   for (int m : rows) {
     for (const Layer& layer : kLayers) {

@@ -148,7 +148,7 @@ void KvStoreClient::AddPending(uint32_t index, Pending pending) {
 
 void KvStoreClient::Seal(const SealedBlock& block) {
   std::lock_guard lock(mu_);
-  if (block.ref.index >= options_.pool.num_blocks) return;
+  if (block.ref.index >= options_.pool.indices()) return;
   const auto it = live_.find(block.ref.index);
   if (it != live_.end() && !Newer(block.ref.epoch, it->second.ref.epoch)) return;
   live_[block.ref.index] = block;

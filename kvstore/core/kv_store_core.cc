@@ -26,9 +26,9 @@ absl::Status CheckSpec(const PoolSpec& s, const CoreLimits& limits) {
     return absl::InvalidArgumentError(
         base::StrCat("pool of ", s.worker_id, ": an address is longer than ", kMaxAddressBytes, " bytes"));
   }
-  if (s.num_blocks == 0 || s.num_blocks > limits.max_blocks) {
-    return absl::InvalidArgumentError(
-        base::StrCat("pool of ", s.worker_id, ": ", s.num_blocks, " blocks; 1..", limits.max_blocks));
+  if (s.num_blocks == 0 || uint64_t{s.num_blocks} + s.host_blocks > limits.max_blocks) {
+    return absl::InvalidArgumentError(base::StrCat("pool of ", s.worker_id, ": ", s.num_blocks, " blocks and ",
+                                                   s.host_blocks, " in host memory; 1..", limits.max_blocks));
   }
   if (s.block_tokens == 0 || s.block_tokens > kMaxBlockTokens) {
     return absl::InvalidArgumentError(
@@ -54,11 +54,6 @@ void KvStoreCore::Tick(TimeNs now) {
     if (pool.expires <= now) {
       ++counters_.lease_expiries;
       RemovePool(it);
-    } else {
-      while (!pool.retained.empty() && pool.retained.begin()->first <= now) {
-        pool.entries.at(pool.retained.begin()->second).retained_until = 0;
-        pool.retained.erase(pool.retained.begin());
-      }
     }
     it = next;
   }
@@ -136,18 +131,18 @@ absl::Status KvStoreCore::CheckPublish(const Pool& pool, std::span<const SealedB
                                                    limits_.max_publish, " a message"));
   }
   for (const SealedBlock& b : sealed) {
-    if (b.ref.index >= pool.spec.num_blocks || b.ref.tokens == 0 || b.ref.tokens > pool.spec.block_tokens ||
+    if (b.ref.index >= pool.spec.indices() || b.ref.tokens == 0 || b.ref.tokens > pool.spec.block_tokens ||
         b.ref.digest == 0 || b.hash.zero()) {
       return absl::InvalidArgumentError(
-          base::StrCat("publish: sealed block ", b.ref.index, " of ", pool.spec.num_blocks, " with ", b.ref.tokens,
+          base::StrCat("publish: sealed block ", b.ref.index, " of ", pool.spec.indices(), " with ", b.ref.tokens,
                        " of ", pool.spec.block_tokens, " tokens, digest ", b.ref.digest, ", hash ", b.hash.Hex(),
                        ": index below the pool's size, 1..block_tokens tokens, digest and hash not 0"));
     }
   }
   for (const BlockRef& b : dropped) {
-    if (b.index >= pool.spec.num_blocks) {
+    if (b.index >= pool.spec.indices()) {
       return absl::InvalidArgumentError(
-          base::StrCat("publish: dropped block ", b.index, " of a pool of ", pool.spec.num_blocks));
+          base::StrCat("publish: dropped block ", b.index, " of a pool of ", pool.spec.indices()));
     }
   }
   return absl::OkStatus();
@@ -218,15 +213,8 @@ void KvStoreCore::Unlink(Pool* pool, uint32_t index, Entry* entry) {
   AS_CHECK(it != directory_.end());
   AS_CHECK_EQ(std::erase(it->second, Location{pool, index}), 1u);
   if (it->second.empty()) directory_.erase(it);
-  ClearMarks(pool, index, entry);
   entry->live = false;
   --live_blocks_;
-}
-
-void KvStoreCore::ClearMarks(Pool* pool, uint32_t index, Entry* entry) {
-  if (entry->retained_until != 0) pool->retained.erase({entry->retained_until, index});
-  entry->retained_until = 0;
-  entry->demoted = false;
 }
 
 absl::Status KvStoreCore::CheckChain(std::span<const Hash128> chain) const {
@@ -244,6 +232,7 @@ absl::StatusOr<std::vector<Place>> KvStoreCore::Locate(std::span<const Hash128> 
     if (it == directory_.end()) break;
     bool any = false;
     for (const Location& l : it->second) {
+      if (l.index >= l.pool->spec.num_blocks) continue;  // in host memory: peers cannot read it
       const std::string& id = l.pool->spec.worker_id;
       auto place = found.find(id);
       if (depth == 0 && place == found.end()) place = found.emplace(id, Place{l.pool->spec, {}}).first;
@@ -286,59 +275,6 @@ absl::StatusOr<TicketGrant> KvStoreCore::OpenTicket(const TicketRequest& request
   return grant;
 }
 
-std::vector<uint32_t> KvStoreCore::HeldPrefix(const Pool& pool, std::span<const Hash128> chain, bool skip_gaps) const {
-  std::vector<uint32_t> held;
-  for (const Hash128& hash : chain) {
-    const auto it = directory_.find(hash);
-    const Location* here = nullptr;
-    if (it != directory_.end()) {
-      for (const Location& l : it->second) {
-        if (l.pool == &pool && here == nullptr) here = &l;
-      }
-    }
-    if (here != nullptr) held.push_back(here->index);
-    if (here == nullptr && !skip_gaps) break;
-  }
-  return held;
-}
-
-absl::StatusOr<uint32_t> KvStoreCore::Retain(const std::string& worker_id, std::span<const Hash128> chain, TimeNs ttl,
-                                             TimeNs now) {
-  AS_RETURN_IF_ERROR(CheckChain(chain));
-  const auto it = pools_.find(worker_id);
-  if (it == pools_.end()) return absl::NotFoundError(base::StrCat("retain: worker ", worker_id, " has no live pool"));
-  Pool& pool = it->second;
-  const TimeNs until = now + std::clamp<TimeNs>(ttl, 0, limits_.max_retain);
-  uint32_t kept = 0;
-  for (uint32_t index : HeldPrefix(pool, chain, false)) {
-    Entry& entry = pool.entries.at(index);
-    const bool is_new = entry.retained_until == 0;
-    // Half of a pool stays free to evict, or a flood of waiting programs would stop the worker.
-    if (is_new && pool.retained.size() + 1 > pool.spec.num_blocks / 2) break;
-    if (until > std::max(entry.retained_until, now)) {
-      if (!is_new) pool.retained.erase({entry.retained_until, index});
-      entry.retained_until = until;
-      entry.demoted = false;
-      pool.retained.emplace(until, index);
-    }
-    kept += entry.retained_until != 0;
-  }
-  return kept;
-}
-
-absl::StatusOr<uint32_t> KvStoreCore::Demote(const std::string& worker_id, std::span<const Hash128> chain) {
-  AS_RETURN_IF_ERROR(CheckChain(chain));
-  const auto it = pools_.find(worker_id);
-  if (it == pools_.end()) return absl::NotFoundError(base::StrCat("demote: worker ", worker_id, " has no live pool"));
-  const std::vector<uint32_t> held = HeldPrefix(it->second, chain, true);
-  for (uint32_t index : held) {
-    Entry& entry = it->second.entries.at(index);
-    ClearMarks(&it->second, index, &entry);
-    entry.demoted = true;
-  }
-  return static_cast<uint32_t>(held.size());
-}
-
 SnapshotPart KvStoreCore::Snapshot(SnapshotCursor* cursor, size_t max) const {
   SnapshotPart part;
   auto pool = pools_.lower_bound(cursor->worker_id);
@@ -365,26 +301,17 @@ SnapshotPart KvStoreCore::Snapshot(SnapshotCursor* cursor, size_t max) const {
   return part;
 }
 
-void KvStoreCore::AuditPool(const Pool& pool, TimeNs now, AuditReport* report) const {
+void KvStoreCore::AuditPool(const Pool& pool, AuditReport* report) const {
   const auto bad = [&](const std::string& what) {
     if (report->violations.size() < kMaxViolations) {
       report->violations.push_back("pool of " + pool.spec.worker_id + ": " + what);
     }
   };
-  size_t retained = 0;
   for (const auto& [index, e] : pool.entries) {
-    if (index != e.block.ref.index || index >= pool.spec.num_blocks) bad(base::StrCat("entry ", index, " misplaced"));
-    if (e.retained_until != 0) {
-      ++retained;
-      if (!pool.retained.contains({e.retained_until, index})) bad(base::StrCat("retain order lost block ", index));
-    }
-    if (!e.live) {
-      if (e.retained_until != 0 || e.demoted) bad(base::StrCat("dead block ", index, " has marks"));
-      continue;
-    }
+    if (index != e.block.ref.index || index >= pool.spec.indices()) bad(base::StrCat("entry ", index, " misplaced"));
+    if (!e.live) continue;
     ++report->blocks;
-    report->retained += e.retained_until > now;
-    report->demoted += e.demoted;
+    report->host_blocks += index >= pool.spec.num_blocks;
     const auto it = directory_.find(e.block.hash);
     const bool found = it != directory_.end() &&
                        std::count_if(it->second.begin(), it->second.end(), [&, i = index](const Location& l) {
@@ -392,8 +319,6 @@ void KvStoreCore::AuditPool(const Pool& pool, TimeNs now, AuditReport* report) c
                        }) == 1;
     if (!found) bad(base::StrCat("block ", index, " is not in the directory"));
   }
-  if (retained != pool.retained.size()) bad("retain order has other entries than blocks");
-  if (pool.retained.size() > pool.spec.num_blocks / 2) bad("more than half of the pool is retained");
 }
 
 AuditReport KvStoreCore::Audit(TimeNs now) const {
@@ -404,7 +329,7 @@ AuditReport KvStoreCore::Audit(TimeNs now) const {
   report.sequence = log_.last_sequence();
   uint64_t entries = 0;
   for (const auto& [id, pool] : pools_) {
-    AuditPool(pool, now, &report);
+    AuditPool(pool, &report);
     entries += pool.entries.size();
   }
   const auto expect = [&](bool sound, const char* what) {

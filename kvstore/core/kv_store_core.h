@@ -1,5 +1,6 @@
-// The block manager as a stepped state machine: pools with leases, directory of sealed blocks, tickets, retain and
-// demote marks, change log, audit. Pure: no clock, thread, lock, proto or random device. Single-threaded.
+// The block manager as a stepped state machine: pools with leases, directory of sealed blocks (on devices and in host
+// memory below them), tickets, change log, audit. Pure: no clock, thread, lock, proto or random device.
+// Single-threaded. What is kept where is not decided here: the router tells the workers (router/core/retention.h).
 //
 // Everything here is soft state rebuilt by the workers; a reader validates what it copies, so a wrong entry costs a
 // recomputation, never a wrong token.
@@ -36,8 +37,7 @@ namespace agentserve::kvstore {
 struct AuditReport {
   uint32_t pools = 0;
   uint64_t blocks = 0;
-  uint64_t retained = 0;
-  uint64_t demoted = 0;
+  uint64_t host_blocks = 0;  // of `blocks`
   uint32_t tickets = 0;
   uint64_t ticketed_blocks = 0;
   uint64_t sequence = 0;
@@ -66,7 +66,7 @@ class KvStoreCore {
  public:
   explicit KvStoreCore(const CoreLimits& limits);
 
-  // Ends leases and tickets that are over, forgets retain marks. Call at least every tenth of a lease.
+  // Ends leases and tickets that are over. Call at least every tenth of a lease.
   void Tick(TimeNs now);
 
   // Starts or extends a lease. A new incarnation of the worker drops all of the old one. FAILED_PRECONDITION: the
@@ -81,18 +81,12 @@ class KvStoreCore {
   // INVALID_ARGUMENT (a bad entry is named); RESOURCE_EXHAUSTED: the directory is full, entries before were applied.
   absl::StatusOr<uint32_t> Publish(const PoolIdent& pool, std::span<const SealedBlock> sealed,
                                    std::span<const BlockRef> dropped, TimeNs now);
-  // Pools that hold the first block of `chain`, longest prefix first (then by worker id).
+  // Pools that hold the first block of `chain` where peers can read it, longest prefix first (then by worker id).
   absl::StatusOr<std::vector<Place>> Locate(std::span<const Hash128> chain, uint32_t max_places) const;
 
   // FAILED_PRECONDITION: the owner is not live, or a block is known under a newer epoch.
   absl::StatusOr<TicketGrant> OpenTicket(const TicketRequest& request, const Hash128& fresh, TimeNs now);
   void CloseTicket(const Hash128& ticket) { tickets_.Close(ticket); }
-
-  // Marks the prefix of `chain` that `worker_id` holds, for `ttl` (clamped); at most half of a pool is marked. Returns
-  // the number of blocks marked.
-  absl::StatusOr<uint32_t> Retain(const std::string& worker_id, std::span<const Hash128> chain, TimeNs ttl, TimeNs now);
-  // Marks all blocks of `chain` that `worker_id` holds as first to be evicted; ends their retain marks.
-  absl::StatusOr<uint32_t> Demote(const std::string& worker_id, std::span<const Hash128> chain);
 
   const ChangeLog& log() const { return log_; }
   // Next part of a snapshot, at most `max` blocks. The snapshot may be taken in parts while changes go on: a reader
@@ -112,15 +106,12 @@ class KvStoreCore {
   struct Entry {
     SealedBlock block;  // ref.epoch is valid also when dead: it fences older messages
     bool live = false;
-    bool demoted = false;
-    TimeNs retained_until = 0;
   };
   struct Pool {
     PoolSpec spec;
     PoolIdentPtr ident;
     TimeNs expires = 0;
-    std::map<uint32_t, Entry> entries;               // by block index; never more than spec.num_blocks
-    std::set<std::pair<TimeNs, uint32_t>> retained;  // by end
+    std::map<uint32_t, Entry> entries;  // by index; never more than spec.indices()
   };
   struct Location {
     Pool* pool;
@@ -138,11 +129,8 @@ class KvStoreCore {
   // Takes a live entry out of the directory; the fence stays.
   void Unlink(Pool* pool, uint32_t index, Entry* entry);
   void RemovePool(PoolMap::iterator it);
-  void ClearMarks(Pool* pool, uint32_t index, Entry* entry);
-  // Live entries of `pool` for the leading hashes of `chain`, until the first one missing.
-  std::vector<uint32_t> HeldPrefix(const Pool& pool, std::span<const Hash128> chain, bool skip_gaps) const;
   absl::Status CheckChain(std::span<const Hash128> chain) const;
-  void AuditPool(const Pool& pool, TimeNs now, AuditReport* report) const;
+  void AuditPool(const Pool& pool, AuditReport* report) const;
 
   const CoreLimits limits_;
   PoolMap pools_;  // node-based: Pool addresses are stable

@@ -247,29 +247,23 @@ TEST(TicketTableTest, OneReaderCannotUseUpTheTable) {
   EXPECT_TRUE(violations.empty());
 }
 
-TEST_F(CoreTest, RetainAndDemoteMarks) {
-  Register("a", 1, 8);
-  Publish("a", 1, {Sealed(0, 1, 10), Sealed(1, 1, 11), Sealed(2, 1, 12), Sealed(3, 1, 13), Sealed(4, 1, 14)});
-  const std::vector<Hash128> chain = Chain({10, 11, 99, 12});
-  EXPECT_EQ(*core_.Retain("a", chain, kS, now_), 2u) << "the prefix that is there";
-  const std::vector<Hash128> all = Chain({10, 11, 12, 13, 14});
-  EXPECT_EQ(*core_.Retain("a", all, 2 * kS, now_), 4u) << "half of the pool";
-  EXPECT_EQ(core_.Audit(now_).retained, 4u);
-  EXPECT_EQ(*core_.Demote("a", chain), 3u);
-  EXPECT_EQ(core_.Audit(now_).retained, 1u);
-  EXPECT_EQ(core_.Audit(now_).demoted, 3u);
-  Publish("a", 1, {Sealed(0, 2, 20)}, {Dropped(3, 1)});
-  EXPECT_EQ(core_.Audit(now_).retained, 0u);
-  EXPECT_EQ(core_.Audit(now_).demoted, 2u);
-  EXPECT_EQ(*core_.Retain("a", all, -5, now_), 0u);
-  now_ += 2 * kS;
-  EXPECT_EQ(*core_.Retain("a", Chain({20}), kS, now_), 1u);
-  ASSERT_TRUE(core_.Renew({"a", 1}, now_).ok());
-  now_ += kS;
-  core_.Tick(now_);
-  EXPECT_EQ(core_.Audit(now_).retained, 0u);
-  EXPECT_EQ(core_.Retain("b", all, kS, now_).status().code(), StatusCode::kNotFound);
-  EXPECT_EQ(core_.Demote("b", all).status().code(), StatusCode::kNotFound);
+TEST_F(CoreTest, BlocksInHostMemoryFollowThePools) {
+  PoolSpec spec = Spec("a", 1, 8);
+  spec.host_blocks = 4;
+  ASSERT_TRUE(core_.RegisterPool(spec, now_).ok());
+  Publish("a", 1, {Sealed(0, 1, 10), Sealed(9, 1, 10), Sealed(10, 1, 11)});
+  EXPECT_EQ(core_.Audit(now_).blocks, 3u);
+  EXPECT_EQ(core_.Audit(now_).host_blocks, 2u);
+  // Peers can read the first block only; who follows the log knows that the worker has both.
+  const auto places = *core_.Locate(Chain({10, 11}), 4);
+  ASSERT_EQ(places.size(), 1u);
+  EXPECT_EQ(places[0].blocks.size(), 1u);
+  EXPECT_EQ(places[0].blocks[0].index, 0u);
+  const std::vector<SealedBlock> beyond = {Sealed(12, 1, 13)};
+  EXPECT_EQ(core_.Publish({"a", 1}, beyond, {}, now_).status().code(), StatusCode::kInvalidArgument);
+  Publish("a", 1, {}, {Dropped(9, 1)});
+  EXPECT_EQ(core_.Audit(now_).host_blocks, 1u);
+  core_.CheckInvariants(now_);
 }
 
 TEST_F(CoreTest, SnapshotInParts) {

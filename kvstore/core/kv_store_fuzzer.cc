@@ -76,8 +76,6 @@ class Life {
         Ticket(pool, in);
         break;
       default:
-        (void)core_.Retain(pool.worker_id, Chain({in->Next() % 8u, in->Next() % 8u}), in->Next() * kMs, now_);
-        (void)core_.Demote(pool.worker_id, Chain({in->Next() % 8u}));
         core_.CloseTicket(H(in->Next()));
     }
     core_.CheckInvariants(now_);

@@ -199,11 +199,6 @@ class Scenario {
           model_.Close(id);
         }
         break;
-      case 9: {
-        const std::vector<Hash128> chain = Chain({rng_.Below(12), rng_.Below(12), rng_.Below(12)});
-        (void)(rng_.Below(2) == 0 ? core_.Retain(w.id, chain, 30 * kMs, now_) : core_.Demote(w.id, chain));
-        break;
-      }
       default:
         PublishSome(w);
     }

@@ -26,6 +26,10 @@ struct PoolSpec {
   std::string dtype;
   uint64_t layout_fingerprint = 0;
   uint32_t num_blocks = 0;
+  // Slots of host memory below the pool. In the directory they follow the pool's blocks: slot s has index num_blocks +
+  // s.
+  uint32_t host_blocks = 0;
+  uint32_t indices() const { return num_blocks + host_blocks; }
   bool operator==(const PoolSpec&) const = default;
 };
 
@@ -85,8 +89,6 @@ struct CoreLimits {
   TimeNs lease = 3 * base::kNsPerSecond;
   TimeNs default_ticket_ttl = 10 * base::kNsPerSecond;
   TimeNs max_ticket_ttl = 60 * base::kNsPerSecond;
-  // Longest tool wait that is worth holding KV for.
-  TimeNs max_retain = 600 * base::kNsPerSecond;
 };
 
 }  // namespace agentserve::kvstore

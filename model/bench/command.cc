@@ -11,6 +11,7 @@
 #include "base/flags.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
+#include "model/bench/calibrate.h"
 #include "model/bench/ceilings.h"
 #include "model/bench/step_bench.h"
 #include "model/bench/sweep.h"
@@ -66,28 +67,7 @@ absl::Status CheckCommon(const Config& c) {
 }
 
 absl::StatusOr<std::unique_ptr<Model>> Load(const Config& c, uint32_t max_sequences) {
-  LoadOptions load;
-  load.device = c.device;
-  load.threads = c.threads;
-  load.limits.max_sequences = std::max(load.limits.max_sequences, max_sequences);
-  load.limits.max_step_tokens = std::max(load.limits.max_step_tokens, static_cast<uint32_t>(c.chunk_tokens));
-  if (c.shape.empty()) return LoadModel(c.model, load);
-  AS_ASSIGN_OR_RETURN(const ModelConfig config, NamedShape(c.shape));
-#ifdef AGENTSERVE_HAS_CUDA
-  int ordinal = 0;
-  if (c.device == "cuda" || (c.device.starts_with("cuda:") && absl::SimpleAtoi(c.device.substr(5), &ordinal))) {
-    AS_ASSIGN_OR_RETURN(std::unique_ptr<cuda::CudaModel> model,
-                        cuda::CudaModel::Random(config, load, ordinal, cuda::CudaOptions{}));
-    return std::unique_ptr<Model>(std::move(model));
-  }
-#endif
-#ifdef AGENTSERVE_HAS_CUDA
-  constexpr const char* kBuilt = "has";
-#else
-  constexpr const char* kBuilt = "was built without";
-#endif
-  return Invalid(StrCat("--shape needs --device cuda (this program ", kBuilt,
-                        " the GPU backend). On the CPU write a folder with agentserve-make-random-model"));
+  return LoadBenchModel({c.model, c.shape, c.device, c.threads, max_sequences, static_cast<uint32_t>(c.chunk_tokens)});
 }
 
 absl::Status Emit(const Config& c, const std::string& text, const std::string& json) {
@@ -175,6 +155,31 @@ absl::Status ChooseModel(const BenchProgram& program, Config* c) {
 }
 
 }  // namespace
+
+absl::StatusOr<std::unique_ptr<Model>> LoadBenchModel(const BenchModel& c) {
+  LoadOptions load;
+  load.device = c.device;
+  load.threads = c.threads;
+  load.limits.max_sequences = std::max(load.limits.max_sequences, c.max_sequences);
+  load.limits.max_step_tokens = std::max(load.limits.max_step_tokens, c.max_step_tokens);
+  if (c.shape.empty()) return LoadModel(c.dir, load);
+  AS_ASSIGN_OR_RETURN(const ModelConfig config, NamedShape(c.shape));
+#ifdef AGENTSERVE_HAS_CUDA
+  int ordinal = 0;
+  if (c.device == "cuda" || (c.device.starts_with("cuda:") && absl::SimpleAtoi(c.device.substr(5), &ordinal))) {
+    AS_ASSIGN_OR_RETURN(std::unique_ptr<cuda::CudaModel> model,
+                        cuda::CudaModel::Random(config, load, ordinal, cuda::CudaOptions{}));
+    return std::unique_ptr<Model>(std::move(model));
+  }
+#endif
+#ifdef AGENTSERVE_HAS_CUDA
+  constexpr const char* kBuilt = "has";
+#else
+  constexpr const char* kBuilt = "was built without";
+#endif
+  return Invalid(StrCat("--shape needs --device cuda (this program ", kBuilt,
+                        " the GPU backend). On the CPU write a folder with agentserve-make-random-model"));
+}
 
 int RunStepCommand(int argc, const char* const* argv, const BenchProgram& program) {
   Config c;

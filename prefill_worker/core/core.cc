@@ -21,10 +21,19 @@ engine::Planner::Options PlannerOptions(const Options& options) {
   return planner;
 }
 
+engine::KvTiers::Options TierOptions(const Options& options) {
+  engine::KvTiers::Options tiers = options.tiers;
+  tiers.block_tokens = options.planner.block_tokens;
+  return tiers;
+}
+
 }  // namespace
 
 Core::Core(const Options& options)
-    : options_(options), pool_(options.pool), planner_(PlannerOptions(options), &pool_) {}
+    : options_(options),
+      pool_(options.pool),
+      planner_(PlannerOptions(options), &pool_),
+      tiers_(TierOptions(options), &pool_, &planner_) {}
 
 Core::~Core() { entries_.clear(); }
 
@@ -32,6 +41,8 @@ void Core::Step(const Event& event, base::TimeNs now) {
   std::visit([&](const auto& e) { On(e, now); }, event);
   ExpireDeadlines(now);
   AdmitWaiting();
+  tiers_.Pump();
+  for (HostCopy& copy : tiers_.TakeCopies()) effects_.push_back(std::move(copy));
   pool_.CheckConservation();
 }
 
@@ -59,6 +70,19 @@ void Core::On(const Cancel& e, base::TimeNs) {
 void Core::On(const ReleaseKv& e, base::TimeNs) {
   // Before the first token it means "not needed any more", which is a cancel.
   if (entries_.contains(e.seq)) Close(e.seq);
+}
+
+void Core::On(const CopyEnded& e, base::TimeNs now) {
+  const std::optional<engine::SequenceLoaded> loaded = tiers_.OnCopyEnded(e, now);
+  if (!loaded) return;
+  planner_.EndIo(loaded->seq);  // may forget the sequence
+  if (!entries_.contains(loaded->seq)) return;
+  engine::Sequence& seq = *planner_.Find(loaded->seq);
+  AS_CHECK(seq.phase == engine::Sequence::Phase::kActive) << "prompts are never preempted";
+  const uint32_t first = seq.sealed;
+  planner_.SealCached(&seq, loaded->digests);
+  tiers_.NoteLoaded(std::span(seq.chain).subspan(first, loaded->digests.size()));
+  TellAdmitted(loaded->seq);
 }
 
 void Core::On(const StepDone& e, base::TimeNs now) {
@@ -106,13 +130,17 @@ std::vector<OfferedBlock> Core::Offer(const engine::BlockTable& blocks, uint32_t
 void Core::AdmitWaiting() {
   const uint32_t room = options_.max_offers > held_ ? options_.max_offers - held_ : 0;
   for (SeqId id : planner_.AdmitWaiting(room)) {
-    const engine::Sequence& seq = *planner_.Find(id);
-    Admitted admitted;
-    admitted.seq = id;
-    admitted.blocks = Offer(seq.blocks, static_cast<uint32_t>(seq.tokens.size()));
-    admitted.cached_tokens = seq.computed;
-    effects_.push_back(std::move(admitted));
+    if (!tiers_.BeginLoad(id)) TellAdmitted(id);
   }
+}
+
+void Core::TellAdmitted(SeqId id) {
+  const engine::Sequence& seq = *planner_.Find(id);
+  Admitted admitted;
+  admitted.seq = id;
+  admitted.blocks = Offer(seq.blocks, static_cast<uint32_t>(seq.tokens.size()));
+  admitted.cached_tokens = seq.computed;
+  effects_.push_back(std::move(admitted));
 }
 
 const engine::PlannedStep* Core::PlanStep(base::TimeNs now) {
@@ -186,6 +214,7 @@ engine::Load Core::load() const {
   load.cached_blocks = pool_.cached();
   load.preemptions = planner_.stats().preemptions;
   load.steps = planner_.stats().steps;
+  tiers_.FillLoad(&load);
   return load;
 }
 
@@ -197,6 +226,7 @@ void Core::CheckInvariants() const {
     AS_CHECK_EQ(entry.held, !entry.blocks.empty()) << "sequence " << id;
   }
   AS_CHECK_EQ(held, held_);
+  tiers_.CheckInvariants();
   AS_CHECK_LE(held + planner_.active(), options_.max_offers + planner_.options().max_batch);
 }
 

@@ -4,7 +4,9 @@
 //
 // The shell calls Step for each event, then TakeEffects; PlanStep when no step runs, then runs it and steps StepDone.
 // It may also plan the next step while one runs (engine/planner.h), at most two at a time; StepDone is the oldest
-// one's. No thread, clock, lock, memory or wire format. Single-threaded.
+// one's. Copies to and from host memory (HostCopy, engine/kv_tiers.h) are carried out beside the steps and answered by
+// CopyEnded; a prompt that is partly there loads that part before it is admitted. No thread, clock, lock, memory or
+// wire format. Single-threaded.
 //
 // Every accepted sequence ends in exactly one Closed effect, the last one that names it; Failed, if any, comes right
 // before. Invariants, see CheckInvariants(): block conservation; one entry per sequence, which is either in the planner
@@ -19,6 +21,7 @@
 
 #include "base/clock.h"
 #include "engine/batch.h"
+#include "engine/kv_tiers.h"
 #include "engine/planner.h"
 #include "engine/worker_limits.h"
 
@@ -28,6 +31,7 @@ struct Options {
   engine::BlockPool::Options pool;
   engine::Planner::Options planner;  // seal_prompt_tail and plan_past_samples are set by the core
   engine::QueueLimits queue;
+  engine::KvTiers::Options tiers;
   // Token ids at or above are refused.
   uint32_t vocab_size = 0;
   // Sequences with blocks at once, running or held: one progress slot each.
@@ -60,7 +64,8 @@ struct StepDone {
 };
 // Only time passed.
 struct Tick {};
-using Event = std::variant<Start, Reorder, Cancel, ReleaseKv, StepDone, Tick>;
+using engine::CopyEnded;
+using Event = std::variant<Start, Reorder, Cancel, ReleaseKv, CopyEnded, StepDone, Tick>;
 
 // A block a peer may read. `digest` 0: still being written.
 struct OfferedBlock {
@@ -97,7 +102,8 @@ struct Failed {
 struct Closed {
   engine::SeqId seq;
 };
-using Effect = std::variant<Admitted, ChunkDone, FirstToken, Failed, Closed>;
+using engine::HostCopy;
+using Effect = std::variant<Admitted, HostCopy, ChunkDone, FirstToken, Failed, Closed>;
 
 class Core {
  public:
@@ -117,6 +123,12 @@ class Core {
   // Sequences that have not ended, held KV included.
   uint32_t size() const { return static_cast<uint32_t>(entries_.size()); }
   uint32_t held() const { return held_; }
+  // Copies to or from host memory that run.
+  uint32_t copying() const { return static_cast<uint32_t>(tiers_.jobs()); }
+  const engine::KvTiers& tiers() const { return tiers_; }
+  std::vector<engine::HostTier::Change> TakeHostChanges() { return tiers_.TakeHostChanges(); }
+  // Prompt tokens per second, as measured by whoever runs the steps; 0 = not known.
+  void set_prefill_rate(double tokens_per_s) { tiers_.set_prefill_rate(tokens_per_s); }
   const engine::PlannerStats& stats() const { return planner_.stats(); }
   const engine::BlockPool& pool() const { return pool_; }
   void CheckInvariants() const;
@@ -135,6 +147,7 @@ class Core {
   void On(const Reorder& e, base::TimeNs now);
   void On(const Cancel& e, base::TimeNs now);
   void On(const ReleaseKv& e, base::TimeNs now);
+  void On(const CopyEnded& e, base::TimeNs now);
   void On(const StepDone& e, base::TimeNs now);
   void On(const Tick&, base::TimeNs) {}
   void Refuse(engine::SeqId seq, engine::Failure failure);
@@ -143,11 +156,13 @@ class Core {
   void Finish(const engine::Advance& advance, base::TimeNs now);
   void ExpireDeadlines(base::TimeNs now);
   void AdmitWaiting();
+  void TellAdmitted(engine::SeqId seq);
   std::vector<OfferedBlock> Offer(const engine::BlockTable& blocks, uint32_t tokens) const;
 
   const Options options_;
   engine::BlockPool pool_;
   engine::Planner planner_;
+  engine::KvTiers tiers_;
   std::map<engine::SeqId, Entry> entries_;
   uint32_t held_ = 0;
   std::vector<Effect> effects_;

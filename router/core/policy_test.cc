@@ -87,7 +87,8 @@ TEST(OutputPredictorTest, LearnsProgramsToolsAndHintsAndBeatsTheMean) {
     f.new_tokens = 100;
     f.program = programs[program];
     const double noise = std::exp(0.3 * (rng.Uniform() + rng.Uniform() - 1));
-    const auto output = static_cast<uint32_t>((search ? 30 : 300) * (1 + program % 4) * noise) + 1;
+    const double base = (search ? 30.0 : 300.0) * static_cast<double>(1 + program % 4);
+    const auto output = static_cast<uint32_t>(base * noise) + 1;
     const Prediction q = p.Predict(f);
     p.Learn(f, q, output);
     programs[program].Add(std::log1p(output), 0.2);

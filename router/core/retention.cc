@@ -146,7 +146,9 @@ Retention::Choice Retention::Best(const Parked& p, const Worker& w, const Retent
 
 bool Retention::WithinQuota(const Parked& p, const Worker& w) const {
   const uint32_t own = p.place == Place::kPinned ? p.blocks : 0;
-  const double share = options_.tenant_share * w.TotalBlocks();
+  const auto own_share = options_.tenant_shares.find(p.tenant);
+  const double part = own_share == options_.tenant_shares.end() ? options_.tenant_share : own_share->second;
+  const double share = part * w.TotalBlocks();
   return pinned(p.worker, p.tenant) - own + p.blocks <= share;
 }
 
@@ -174,7 +176,7 @@ void Retention::Decide(Parked* p, const RetentionView& view, bool late) {
     return SetTimer(p, view.now + ttl);
   }
   SetTimer(p, 0);
-  if (p->place == Place::kHost) return;
+  if (p->place == Place::kHost) return AwaitMedian(p, view);
   const bool to_host = has_host && best.back > kLeastBack;
   RetainAction& a = Act(p, CommandKind::kRetain,
                         !to_host ? RetainReason::kCacheOnly
@@ -184,8 +186,12 @@ void Retention::Decide(Parked* p, const RetentionView& view, bool late) {
   a.keep = to_host ? KeepWhere::kHost : KeepWhere::kDevice;
   a.worth = worth;
   Move(p, to_host ? Place::kHost : Place::kCache);
-  if (!to_host || p->prefetched) return;
-  // Back on the device by the time it is as likely as not to be asked for.
+  if (to_host) AwaitMedian(p, view);
+}
+
+// Back on the device by the time it is as likely as not to be asked for.
+void Retention::AwaitMedian(Parked* p, const RetentionView& view) {
+  if (p->prefetched) return;
   const double elapsed_ms = base::ToMs(view.now - p->since);
   const double median_ms = view.tools.Best(p->workflow_class, p->tool).Median(elapsed_ms);
   if (median_ms > elapsed_ms) SetTimer(p, p->since + static_cast<TimeNs>(median_ms * 1e6));

@@ -80,6 +80,8 @@ struct RetentionOptions {
   // Share of a worker's blocks that parked programs of one tenant may pin. Workers pin at most half of their blocks, so
   // two tenants can fill that.
   double tenant_share = 0.25;
+  // Tenants with a share of their own.
+  std::map<std::string, double> tenant_shares;
   // Until workers have said how fast they are.
   double prefill_tokens_per_s = 20'000;
   double host_bytes_per_s = 10e9;
@@ -181,6 +183,7 @@ class Retention {
   Parked& Touch(std::string_view key);
   Parked* Find(std::string_view key);
   void Decide(Parked* p, const RetentionView& view, bool late);
+  void AwaitMedian(Parked* p, const RetentionView& view);
   Choice Best(const Parked& p, const Worker& w, const RetentionView& view) const;
   double ProbBack(const Parked& p, const ToolStats& tools, double elapsed_ms, double within_ms) const;
   void Prefetch(Parked* p, RetainReason reason, const RetentionView& view);

@@ -118,6 +118,19 @@ TEST_F(RetentionTest, AShortToolIsWorthItsRoomEvenUnderAQueue) {
   EXPECT_LE(actions[0].ttl_ms, 1'000u);
 }
 
+TEST_F(RetentionTest, ATenantMayHaveAPinShareOfItsOwn) {
+  const WorkerId w = AddWorker("d0", 0);
+  Gaps(3000);
+  Retention none{RetentionOptions{.tenant_share = 1, .tenant_shares = {{"t", 0.0}}}};
+  none.OnTurnEnd(Turn("p", w, 1), View());
+  none.TakeActions();
+  EXPECT_EQ(none.pinned(w, "t"), 0u);
+  Retention all{RetentionOptions{.tenant_share = 0, .tenant_shares = {{"t", 1.0}}}};
+  all.OnTurnEnd(Turn("p", w, 1), View());
+  EXPECT_EQ(all.TakeActions().size(), 1u);
+  EXPECT_EQ(all.pinned(w, "t"), 100u);
+}
+
 TEST_F(RetentionTest, WithoutHostMemoryItStaysOrdinaryCache) {
   const WorkerId w = AddWorker("d0", 0);
   Gaps(600'000);
@@ -146,11 +159,14 @@ TEST_F(RetentionTest, TheToolsNameDecidesAgain) {
   const WorkerId w = AddWorker("d0", 5000);
   Gaps(500);
   for (int i = 0; i < 50; ++i) tools_.OnReturn("react", "build", 300'000);
-  queued_ = 1;
   retention_.OnTurnEnd(Turn("p", w, 1, 400), View());
-  One();
+  EXPECT_EQ(One().keep, KeepWhere::kDevice);
+  queued_ = 1;
+  retention_.OnToolStart("p", "search", View());
+  EXPECT_TRUE(retention_.TakeActions().empty()) << "as expected";
   retention_.OnToolStart("p", "build", View());
   EXPECT_EQ(One().keep, KeepWhere::kHost);
+  EXPECT_GT(retention_.NextWake(), 200 * kSecond) << "the median of the right tool";
   now_ += 10 * kSecond;
   retention_.OnToolEnd("p", View());
   EXPECT_EQ(One().reason, RetainReason::kPrefetchToolEnd);

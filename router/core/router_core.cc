@@ -20,7 +20,10 @@ RetentionOptions RetentionOptionsOf(const CoreConfig& config) {
   o.most = config.max_programs;
   o.default_ttl_ms = config.park_default_ms;
   o.most_ttl_ms = config.park_most_ms;
-  o.tenant_share = config.tenant_pin_share;
+  o.tenant_share = config.tenant_rules.fallback.pin_share.value_or(config.tenant_pin_share);
+  for (const auto& [tenant, rule] : config.tenant_rules.by_tenant) {
+    if (rule.pin_share) o.tenant_shares[tenant] = *rule.pin_share;
+  }
   return o;
 }
 
@@ -355,7 +358,9 @@ void RouterCore::ReportTool(std::string_view tenant, std::string_view program, s
                             TimeNs now) {
   Program* p = programs_.Find(ProgramTable::Key(tenant, program));
   if (p == nullptr) return;
-  p->tool_name = std::string(tool.substr(0, 128));
+  if (start) p->tool_name = std::string(tool.substr(0, 128));
+  // A report may come after the next call, which is faster: then it only names the tool.
+  if (p->live_calls > 0) return;
   if (start) {
     p->phase = Program::Phase::kTool;
     p->tool_started = now;

@@ -133,6 +133,8 @@ class RouterCore {
   // Why requests waited and went where they went. A queued request has a record too, made by this call; null if the
   // request is not known (any more).
   std::optional<DecisionRecord> FindDecision(std::string_view request_id) const;
+  // The same by key, without a search; of requests that have not ended.
+  std::optional<DecisionRecord> DecisionOf(RequestKey key) const;
   const DecisionLog& decisions() const { return decisions_; }
   const DecisionStats& decision_stats() const { return decision_stats_; }
   const Retention& retention() const { return retention_; }
@@ -189,6 +191,8 @@ class RouterCore {
   void LeaveGraph(RequestKey key, const AgentInfo& agent, const std::string& program, TimeNs now);
   bool TickWaiting(Request* r, TimeNs now);
   void CheckIdentity() const;
+  // router_check.cc
+  void CheckParts() const;
 
   // router_dispatch.cc: queue and placement
   void Enqueue(Sequence* s, TimeNs now);

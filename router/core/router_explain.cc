@@ -23,6 +23,7 @@ void RouterCore::FillRecord(const Sequence& s, const Request& r, DecisionRecord*
   d->program_attained = p == nullptr ? 0 : p->attained;
   d->program_remaining = RemainingCost(r, p, d->call_cost);
   d->queue_depth = r.queue_depth;
+  d->kv_kept = std::string(retention_.LastReason(r.program));
   d->overtaken = s.overtaken;
   for (size_t i = 0; i < kNumWaitReasons; ++i) d->waited_for[i] = s.waits.count[i];
   d->last_wait = s.waits.last;
@@ -54,21 +55,27 @@ void RouterCore::RecordDecision(const Sequence& s, const Request& r, const CallQ
 
 std::optional<DecisionRecord> RouterCore::FindDecision(std::string_view request_id) const {
   // A queued one is rare to be asked for: the table of requests has no index by name, but a bound.
-  const Request* queued = nullptr;
+  RequestKey found;
   for (const auto& [key, r] : requests_) {
-    if (r.sub.request_id != request_id || r.seqs.empty()) continue;
-    auto it = seqs_.find(r.seqs[0]);
-    if (it == seqs_.end() || it->second.phase != SeqPhase::kQueued) continue;
-    if (queued == nullptr || key < queued->key) queued = &r;
+    if (r.sub.request_id == request_id && (found.value == 0 || key < found)) found = key;
   }
-  if (queued == nullptr) {
-    const DecisionRecord* d = decisions_.Find(request_id);
+  if (found.value != 0) return DecisionOf(found);
+  const DecisionRecord* d = decisions_.Find(request_id);
+  return d == nullptr ? std::nullopt : std::optional<DecisionRecord>(*d);
+}
+
+std::optional<DecisionRecord> RouterCore::DecisionOf(RequestKey key) const {
+  const auto it = requests_.find(key);
+  if (it == requests_.end() || it->second.seqs.empty()) return std::nullopt;
+  const Request& r = it->second;
+  const auto seq = seqs_.find(r.seqs[0]);
+  if (seq == seqs_.end() || seq->second.phase != SeqPhase::kQueued) {
+    const DecisionRecord* d = decisions_.Find(r.sub.request_id);
     return d == nullptr ? std::nullopt : std::optional<DecisionRecord>(*d);
   }
-  const Sequence& s = seqs_.at(queued->seqs[0]);
   DecisionRecord d;
-  FillRecord(s, *queued, &d);
-  if (!d.last_wait) d.last_wait = full_at_ >= s.queued_at ? full_why_ : WaitReason::kBehind;
+  FillRecord(seq->second, r, &d);
+  if (!d.last_wait) d.last_wait = full_at_ >= seq->second.queued_at ? full_why_ : WaitReason::kBehind;
   return d;
 }
 

@@ -65,6 +65,7 @@ void RouterCore::JoinProgram(Request* r, TimeNs now) {
     const std::string& tool = agent.tool_name.empty() ? p.tool_name : agent.tool_name;
     p.gaps.Add(gap);
     tool_stats_.OnReturn(p.workflow_class, tool, gap);
+    p.tool_name.clear();  // of that gap
   }
   ++p.calls;
   ++p.live_calls;
@@ -157,6 +158,11 @@ Order RouterCore::OrderOf(const Sequence& s, const Request& r, const Program* p)
   call.cost = CostLeft(r, call.generated_tokens);
   call.difficulty = r.difficulty;
   call.agent = &r.sub.agent;
+  if (!r.program.empty()) {
+    const GraphView graph = dag_.ViewOf(r.program, r.sub.agent.call_id);
+    call.last_of_join = graph.join_left == 1 && graph.join_width > 1;
+    call.path_tokens = graph.path_tokens;
+  }
   if (r.sub.oracle) call.oracle = &*r.sub.oracle;
   ProgramView view;
   view.first_arrival = s.arrival;

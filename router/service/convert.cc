@@ -169,6 +169,28 @@ void FillLoad(const WorkerLoad& l, common::v1::WorkerLoad* out) {
   out->set_steps(l.steps);
 }
 
+void FillTimeline(const Timeline& t, common::v1::Timeline* out) {
+  out->set_dependency_ms(t.dependency_ms);
+  out->set_queue_ms(t.queue_ms);
+  out->set_prefill_wait_ms(t.prefill_wait_ms);
+  out->set_prefill_ms(t.prefill_ms);
+  out->set_transfer_bytes(t.transfer_bytes);
+  out->set_transfer_path(t.transfer_path);
+  out->set_transfer_gb_per_s(t.transfer_gb_per_s);
+  out->set_transfer_exposed_ms(t.transfer_exposed_ms);
+  out->set_decode_wait_ms(t.decode_wait_ms);
+  out->set_decode_ms(t.decode_ms);
+  out->set_decode_steps(t.decode_steps);
+  out->set_ttft_ms(t.ttft_ms);
+  out->set_total_ms(t.total_ms);
+  out->set_cached_tokens(t.cached_tokens);
+  out->set_host_cached_tokens(t.host_cached_tokens);
+  out->set_migrations(t.migrations);
+  out->set_preemptions(t.preemptions);
+  out->set_prefill_worker(t.prefill_worker);
+  out->set_decode_worker(t.decode_worker);
+}
+
 FinishReason ToFinish(common::v1::FinishReason r) {
   switch (r) {
     case common::v1::FINISH_REASON_STOP:

@@ -16,6 +16,7 @@ void FillCommand(const Command& c, const common::v1::KvEndpoint* peer, decode::v
 WorkerInfo ToWorkerInfo(const v1::RegisterRequest& req);
 WorkerLoad ToLoad(const common::v1::WorkerLoad& load);
 void FillLoad(const WorkerLoad& load, common::v1::WorkerLoad* out);
+void FillTimeline(const Timeline& t, common::v1::Timeline* out);
 FinishReason ToFinish(common::v1::FinishReason r);
 FailKind ToFailKind(const std::string& reason);
 std::vector<StepToken> ToStepTokens(decode::v1::StepResult* step);

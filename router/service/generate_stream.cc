@@ -3,34 +3,16 @@
 #include <utility>
 
 namespace agentserve::router {
-namespace {
-
-size_t Weight(const v1::GenerateResponse& e) {
-  const v1::Delta& d = e.delta();
-  size_t bytes = 64 + d.text().size() + 4 * static_cast<size_t>(d.token_ids_size());
-  for (const auto& t : d.logprob_texts()) bytes += 16 + t.size();
-  return bytes + 64 * static_cast<size_t>(d.logprobs_size());
-}
-
-}  // namespace
-
 bool GenerateStream::Write(v1::GenerateResponse event) {
   std::lock_guard lock(mu_);
-  if (ended_ || broken_) return true;  // nobody reads; the cancel is on its way
-  const size_t weight = Weight(event);
-  if (event.has_delta() && !waiting_.empty() && waiting_.back().first.has_delta() &&
-      waiting_.back().first.delta().index() == event.delta().index()) {
-    v1::Delta* to = waiting_.back().first.mutable_delta();
-    to->mutable_text()->append(event.delta().text());
-    to->mutable_token_ids()->MergeFrom(event.delta().token_ids());
-    to->mutable_logprobs()->MergeFrom(event.delta().logprobs());
-    to->mutable_logprob_texts()->MergeFrom(event.delta().logprob_texts());
-    waiting_.back().second += weight - 64;
-    buffered_ += weight - 64;
+  if (ended_ || broken_ || dropped_) return true;  // nobody reads; the cancel is on its way
+  const size_t weight = QueuedWeight(event);
+  if (!waiting_.empty() && JoinDeltas(event, &waiting_.back().first)) {
+    waiting_.back().second += weight;
   } else {
     waiting_.emplace_back(std::move(event), weight);
-    buffered_ += weight;
   }
+  buffered_ += weight;
   if (!busy_) NextLocked();
   return buffered_ <= max_buffered_;
 }
@@ -45,6 +27,7 @@ void GenerateStream::End(grpc::Status status) {
 
 void GenerateStream::DropQueued() {
   std::lock_guard lock(mu_);
+  dropped_ = true;
   waiting_.clear();
   buffered_ = 0;
 }

@@ -9,12 +9,13 @@
 #include <mutex>
 #include <vector>
 
-#include "agentserve/router/v1/router.pb.h"
+#include "router/service/reply_stream.h"
 
 namespace agentserve::router {
 
 // Thread-safe. Lives until gRPC is done with it *and* nobody else holds it.
 class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateResponse>,
+                             public ReplyStream,
                              public std::enable_shared_from_this<GenerateStream> {
  public:
   // `context` outlives the call (until OnDone).
@@ -23,17 +24,12 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
   // Keeps the object alive until OnDone. Call right after construction.
   void HoldUntilDone() { self_ = shared_from_this(); }
 
-  // Queues `event`. Neighbouring deltas of one sequence that still wait are joined. False: the reader is too far
-  // behind.
-  bool Write(v1::GenerateResponse event);
-  // Sends what is queued, then `status`. Later calls do nothing.
-  void End(grpc::Status status);
-  // Forgets what is queued: the reader is too slow to get it.
-  void DropQueued();
-  // Resets the call if it has not ended yet: the reader does not even take the status.
-  void Abort();
-  // `f` runs once when the call is cancelled (at once if it was already), on some gRPC thread.
-  void OnCancelled(std::function<void()> f);
+  bool Write(v1::GenerateResponse event) override;
+  void Flush() override {}  // Write begins at once
+  void End(grpc::Status status) override;
+  void DropQueued() override;
+  void Abort() override;
+  void OnCancelled(std::function<void()> f) override;
 
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
@@ -49,7 +45,7 @@ class GenerateStream final : public grpc::ServerWriteReactor<v1::GenerateRespons
   std::deque<std::pair<v1::GenerateResponse, size_t>> waiting_;
   v1::GenerateResponse writing_;
   size_t buffered_ = 0;
-  bool busy_ = false, broken_ = false, ended_ = false, finished_ = false, cancelled_ = false;
+  bool busy_ = false, broken_ = false, ended_ = false, finished_ = false, cancelled_ = false, dropped_ = false;
   grpc::Status status_;
   std::function<void()> on_cancelled_;
   std::shared_ptr<GenerateStream> self_;

@@ -107,9 +107,62 @@ void RouterMetrics::OnTransfer(const std::string& path, uint64_t bytes, double g
       .Observe(exposed_ms / 1e3);
 }
 
+void RouterMetrics::PublishIdentity(const RouterCore& core) {
+  const IdentityStats& s = core.identity_stats();
+  const auto add = [this](const char* name, const char* help, uint64_t now, uint64_t* before,
+                          const base::Labels& labels = {}) {
+    metrics_.Counter(name, help, labels).Increment(static_cast<double>(now - *before));
+    *before = now;
+  };
+  for (int i = 0; i < kNumIdentities; ++i) {
+    add("agentserve_router_calls_identified_total", "Calls by what named their program", s.identified[i],
+        &last_identity_.identified[i], {{"source", IdentityName(static_cast<Identity>(i))}});
+  }
+  for (int i = 0; i < kNumClamped; ++i) {
+    add("agentserve_router_hints_clamped_total", "Hints cut to the tenant's terms", s.clamped[i],
+        &last_identity_.clamped[i], {{"hint", ClampedName(static_cast<Clamped>(i))}});
+  }
+  const char* const graph = "agentserve_router_dependent_calls_total";
+  const char* const help =
+      "Calls with depends_on by what became of them at first: waited, refused (circle, too many), "
+      "or ended because a name stayed unknown";
+  add(graph, help, s.graph_waits, &last_identity_.graph_waits, {{"outcome", "waited"}});
+  add(graph, help, s.graph_refused, &last_identity_.graph_refused, {{"outcome", "refused"}});
+  add(graph, help, s.graph_unknown, &last_identity_.graph_unknown, {{"outcome", "unknown"}});
+  metrics_.Gauge("agentserve_router_waiting_requests", "Requests waiting for calls or programs they depend on")
+      .Set(static_cast<double>(core.graph().waiting()));
+}
+
+void RouterMetrics::PublishDecisions(const RouterCore& core) {
+  const DecisionStats& s = core.decision_stats();
+  const auto add = [this](const char* name, const char* help, uint64_t now, uint64_t* before,
+                          const base::Labels& labels = {}) {
+    metrics_.Counter(name, help, labels).Increment(static_cast<double>(now - *before));
+    *before = now;
+  };
+  for (int i = 0; i < kNumWaitReasons; ++i) {
+    add("agentserve_router_decision_waits_total", "Times a decision passed a call over, by reason", s.wait[i],
+        &last_decisions_.wait[i], {{"reason", WaitReasonName(static_cast<WaitReason>(i))}});
+  }
+  for (int i = 0; i < kNumPickReasons; ++i) {
+    add("agentserve_router_decision_picks_total", "Calls handed out, by why it was their turn", s.pick[i],
+        &last_decisions_.pick[i], {{"reason", PickReasonName(static_cast<PickReason>(i))}});
+  }
+  for (int i = 0; i < kNumPlaceReasons; ++i) {
+    add("agentserve_router_decision_places_total", "Calls handed out, by why prefill runs where it does", s.place[i],
+        &last_decisions_.place[i], {{"reason", PlaceReasonName(static_cast<PlaceReason>(i))}});
+  }
+  add("agentserve_router_decision_preemptions_total", "Calls that gave way to another", s.preemptions,
+      &last_decisions_.preemptions);
+  add("agentserve_router_decision_overtakes_total", "Calls handed out before one that fitted nowhere", s.overtakes,
+      &last_decisions_.overtakes);
+}
+
 void RouterMetrics::Publish(const RouterCore& core, TimeNs) {
   itl_.Flush();
   turn_.Flush();
+  PublishIdentity(core);
+  PublishDecisions(core);
   const CoreStats& s = core.stats();
   auto add = [this](const char* name, const char* help, uint64_t now, uint64_t before,
                     const base::Labels& labels = {}) {
@@ -131,6 +184,12 @@ void RouterMetrics::Publish(const RouterCore& core, TimeNs) {
       last_.late_messages);
   add("agentserve_router_workers_lost_total", "Workers lost", s.workers_lost, last_.workers_lost);
   last_ = s;
+  const RetentionStats& kv = core.retention().stats();
+  for (size_t i = 0; i < kNumRetainReasons; ++i) {
+    add("agentserve_router_kv_decisions_total", "Words to workers on where a waiting program's KV is kept, by reason",
+        kv.decisions[i], last_kv_.decisions[i], {{"reason", RetainReasonName(static_cast<RetainReason>(i))}});
+  }
+  last_kv_ = kv;
   auto set = [this](const char* name, const char* help, double v, const base::Labels& labels = {}) {
     metrics_.Gauge(name, help, labels).Set(v);
   };

@@ -59,7 +59,13 @@ class RouterMetrics {
   prometheus::Histogram& prompt_tokens_;
   prometheus::Histogram& output_tokens_;
   std::array<prometheus::Counter*, kNumEndReasons> ended_{};
+  void PublishIdentity(const RouterCore& core);
+  void PublishDecisions(const RouterCore& core);
+
   CoreStats last_;
+  RetentionStats last_kv_;
+  IdentityStats last_identity_;
+  DecisionStats last_decisions_;
 };
 
 }  // namespace agentserve::router

@@ -174,5 +174,59 @@ BENCHMARK(BM_RelayOverGrpc)
     ->MeasureProcessCPUTime()
     ->Unit(benchmark::kMillisecond);
 
+// The same through one Session: all streams' tokens of a step share a message.
+void BM_RelayOverSession(benchmark::State& state) {
+  base::InitLog("bench", base::LogLevel::kError, false);
+  ServiceConfig config;
+  config.model_dir = ModelDir();
+  config.model_id = "tiny";
+  config.metrics_port = -1;
+  auto router = std::move(*RouterServer::Start(config));
+  FakeWorkerOptions o;
+  o.router = "127.0.0.1:" + std::to_string(router->port());
+  o.step_us = static_cast<int>(state.range(1));
+  o.max_batch = 4096;
+  o.blocks = 1'000'000;
+  FakeWorker worker(o);
+  if (!worker.Join().ok()) state.SkipWithError("the worker could not join");
+  constexpr uint32_t kTokens = 2'000;
+  const auto streams = static_cast<uint64_t>(state.range(0));
+  auto stub = v1::RouterService::NewStub(grpc::CreateChannel(o.router, grpc::InsecureChannelCredentials()));
+  uint64_t messages = 0, failures = 0;
+  for (auto _ : state) {
+    grpc::ClientContext context;
+    auto session = stub->Session(&context);
+    for (uint64_t i = 1; i <= streams; ++i) {
+      v1::SessionRequest m;
+      m.set_call(i);
+      m.mutable_generate()->set_text("hello");
+      m.mutable_generate()->mutable_sampling()->set_max_tokens(kTokens);
+      session->Write(m);
+    }
+    session->WritesDone();
+    v1::SessionResponse events;
+    while (session->Read(&events)) {
+      ++messages;
+      for (const v1::SessionEvent& e : events.events()) failures += e.has_end() && e.end().code() != 0;
+    }
+    failures += session->Finish().ok() ? 0 : 1;
+  }
+  if (failures > 0) state.SkipWithError("streams failed");
+  state.SetItemsProcessed(state.iterations() * static_cast<int64_t>(streams) * kTokens);
+  state.counters["tokens_per_message"] =
+      static_cast<double>(state.iterations()) * static_cast<double>(streams) * kTokens / static_cast<double>(messages);
+  worker.Kill();
+}
+BENCHMARK(BM_RelayOverSession)
+    ->Args({1, 0})
+    ->Args({16, 0})
+    ->Args({64, 0})
+    ->Args({64, 2000})
+    ->Args({256, 0})
+    ->Iterations(3)
+    ->UseRealTime()
+    ->MeasureProcessCPUTime()
+    ->Unit(benchmark::kMillisecond);
+
 }  // namespace
 }  // namespace agentserve::router

@@ -7,15 +7,21 @@
 
 #include "base/rng.h"
 #include "base/strings.h"
+#include "router/service/generate_stream.h"
+#include "router/service/session_stream.h"
 
 namespace agentserve::router {
 namespace {
 
-// The smaller of the request's budget and the call's deadline, within the server's limit.
+// The request's budget within the server's limit.
+int64_t BudgetMs(uint64_t asked, const ServiceConfig& config) {
+  return asked == 0 ? config.default_budget_ms
+                    : static_cast<int64_t>(std::min<uint64_t>(asked, static_cast<uint64_t>(config.max_budget_ms)));
+}
+
+// The smaller of that and the call's deadline.
 int64_t BudgetMs(const grpc::CallbackServerContext& context, uint64_t asked, const ServiceConfig& config) {
-  int64_t budget = asked == 0
-                       ? config.default_budget_ms
-                       : static_cast<int64_t>(std::min<uint64_t>(asked, static_cast<uint64_t>(config.max_budget_ms)));
+  int64_t budget = BudgetMs(asked, config);
   const auto deadline = context.deadline();
   if (deadline != std::chrono::system_clock::time_point::max()) {
     const auto left = deadline - std::chrono::system_clock::now();
@@ -34,6 +40,8 @@ StreamOptions OptionsOf(const v1::GenerateRequest& req) {
   o.logprobs = req.sampling().has_top_logprobs();
   o.stop_token_ids.assign(req.sampling().stop_token_ids().begin(), req.sampling().stop_token_ids().end());
   o.trace_label = req.trace().client_request_id();
+  o.response_id = req.trace().response_id();
+  o.previous_response_id = req.agent().previous_response_id();
   return o;
 }
 
@@ -43,7 +51,7 @@ Rejection EdgeFull() {
 
 // Runs on an edge thread.
 void PrepareAndSubmit(const ServiceParts& p, const v1::GenerateRequest& req, TimeNs arrival, TimeNs deadline,
-                      const std::shared_ptr<GenerateStream>& stream) {
+                      const std::shared_ptr<ReplyStream>& stream) {
   auto sub = std::make_shared<Submission>();
   if (auto bad = Prepare(req, p.model, p.shell.chain_params(), sub.get())) {
     p.shell.loop().Post([&metrics = p.metrics, reason = bad->reason] { metrics.OnRefused(reason); });
@@ -56,6 +64,24 @@ void PrepareAndSubmit(const ServiceParts& p, const v1::GenerateRequest& req, Tim
   p.shell.loop().Post([&shell = p.shell, sub, options = OptionsOf(req), stream]() mutable {
     shell.Submit(std::move(*sub), std::move(options), stream);
   });
+}
+
+// Checks a request and has it prepared, or ends `stream` with why not.
+void Begin(const ServiceParts& p, const v1::GenerateRequest& request, int64_t budget_ms,
+           std::shared_ptr<ReplyStream> stream) {
+  const TimeNs arrival = p.shell.clock().Now();
+  const TimeNs deadline = arrival + budget_ms * base::kNsPerMs;
+  std::optional<Rejection> bad = CheckRequest(request, p.model, p.config);
+  if (!bad) {
+    // gRPC frees the request when its reaction returns, hence the copy.
+    const bool queued =
+        p.pool.Submit(PromptBytes(request), [p, req = std::make_shared<v1::GenerateRequest>(request), arrival, deadline,
+                                             stream] { PrepareAndSubmit(p, *req, arrival, deadline, stream); });
+    if (!queued) bad = EdgeFull();
+  }
+  if (!bad) return;
+  p.shell.loop().Post([&metrics = p.metrics, reason = bad->reason] { metrics.OnRefused(reason); });
+  stream->End(ToGrpc(*bad));
 }
 
 // A cluster watcher: one state at a time; a slow reader skips states.
@@ -115,21 +141,20 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* RouterServiceImpl::Generate(grpc
                                                                             const v1::GenerateRequest* request) {
   auto stream = std::make_shared<GenerateStream>(context, p_.config.stream_buffer_bytes);
   stream->HoldUntilDone();
-  const TimeNs arrival = p_.shell.clock().Now();
-  const TimeNs deadline = arrival + BudgetMs(*context, request->budget_ms(), p_.config) * base::kNsPerMs;
-  std::optional<Rejection> bad = CheckRequest(*request, p_.model, p_.config);
-  if (!bad) {
-    // gRPC frees the request when this method returns, hence the copy.
-    const bool queued = p_.pool.Submit(
-        PromptBytes(*request), [p = p_, req = std::make_shared<v1::GenerateRequest>(*request), arrival, deadline,
-                                stream] { PrepareAndSubmit(p, *req, arrival, deadline, stream); });
-    if (!queued) bad = EdgeFull();
-  }
-  if (bad) {
-    p_.shell.loop().Post([&metrics = p_.metrics, reason = bad->reason] { metrics.OnRefused(reason); });
-    stream->End(ToGrpc(*bad));
-  }
+  Begin(p_, *request, BudgetMs(*context, request->budget_ms(), p_.config), stream);
   return stream.get();
+}
+
+grpc::ServerBidiReactor<v1::SessionRequest, v1::SessionResponse>* RouterServiceImpl::Session(
+    grpc::CallbackServerContext* context) {
+  SessionLimits limits;
+  limits.call_bytes = p_.config.stream_buffer_bytes;
+  auto session = std::make_shared<SessionStream>(
+      context, limits, [p = p_](std::shared_ptr<ReplyStream> to, const v1::GenerateRequest& request) {
+        Begin(p, request, BudgetMs(request.budget_ms(), p.config), std::move(to));
+      });
+  session->Start();
+  return session.get();
 }
 
 grpc::ServerUnaryReactor* RouterServiceImpl::Cancel(grpc::CallbackServerContext* context,
@@ -150,25 +175,75 @@ grpc::ServerUnaryReactor* RouterServiceImpl::Cancel(grpc::CallbackServerContext*
 }
 
 grpc::ServerUnaryReactor* RouterServiceImpl::ReportTool(grpc::CallbackServerContext* context,
-                                                        const v1::ReportToolRequest* request, v1::ReportToolResponse*) {
+                                                        const v1::ReportToolRequest* request,
+                                                        v1::ReportToolResponse* response) {
   auto* reactor = context->DefaultReactor();
-  if (request->phase() == v1::ReportToolRequest::PHASE_UNSPECIFIED || request->program_id().empty()) {
-    reactor->Finish(ToGrpc(InvalidField(request->program_id().empty() ? "program_id" : "phase", "is missing")));
+  const bool nameless = request->program_id().empty() && request->request_id().empty();
+  if (request->phase() == v1::ReportToolRequest::PHASE_UNSPECIFIED || nameless) {
+    reactor->Finish(ToGrpc(InvalidField(nameless ? "program_id" : "phase", "is missing")));
     return reactor;
   }
-  p_.shell.loop().Post([&shell = p_.shell, req = *request, reactor] {
-    shell.core().ReportTool(req.tenant_id(), req.program_id(), req.tool_name(),
-                            req.phase() == v1::ReportToolRequest::PHASE_START, shell.now());
+  // Unary requests and responses live until Finish.
+  p_.shell.loop().Post([&shell = p_.shell, request, response, reactor] {
+    response->set_known(shell.ReportTool(*request));
     reactor->Finish(grpc::Status::OK);
   });
   return reactor;
 }
 
 grpc::ServerUnaryReactor* RouterServiceImpl::EndProgram(grpc::CallbackServerContext* context,
-                                                        const v1::EndProgramRequest* request, v1::EndProgramResponse*) {
+                                                        const v1::EndProgramRequest* request,
+                                                        v1::EndProgramResponse* response) {
   auto* reactor = context->DefaultReactor();
-  p_.shell.loop().Post([&shell = p_.shell, req = *request, reactor] {
-    shell.core().EndProgram(req.tenant_id(), req.program_id(), shell.now());
+  if (auto bad = CheckProgramName(request->tenant_id(), request->program_id())) {
+    reactor->Finish(ToGrpc(*bad));
+    return reactor;
+  }
+  p_.shell.loop().Post([&shell = p_.shell, request, response, reactor] {
+    response->set_known(shell.core().KnowsProgram(request->tenant_id(), request->program_id()));
+    shell.core().EndProgram(request->tenant_id(), request->program_id(), shell.now());
+    reactor->Finish(grpc::Status::OK);
+  });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RouterServiceImpl::DeclareProgram(grpc::CallbackServerContext* context,
+                                                            const v1::DeclareProgramRequest* request,
+                                                            v1::DeclareProgramResponse* response) {
+  auto* reactor = context->DefaultReactor();
+  if (auto bad = CheckDeclaration(*request)) {
+    reactor->Finish(ToGrpc(*bad));
+    return reactor;
+  }
+  p_.shell.loop().Post(
+      [&shell = p_.shell, request, response, reactor] { reactor->Finish(shell.DeclareProgram(*request, response)); });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RouterServiceImpl::Explain(grpc::CallbackServerContext* context,
+                                                     const v1::ExplainRequest* request, v1::ExplainResponse* response) {
+  auto* reactor = context->DefaultReactor();
+  p_.shell.loop().Post([&shell = p_.shell, request, response, reactor] {
+    if (shell.Explain(*request, response->mutable_decision())) {
+      reactor->Finish(grpc::Status::OK);
+      return;
+    }
+    Rejection r;
+    r.code = grpc::StatusCode::NOT_FOUND;
+    r.reason = "REQUEST_NOT_FOUND";
+    r.message = base::StrCat("nothing is known of a request \"", request->request_id().substr(0, 64),
+                             "\"; the router remembers the last ", shell.core().config().max_decisions);
+    reactor->Finish(ToGrpc(r));
+  });
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* RouterServiceImpl::ListDecisions(grpc::CallbackServerContext* context,
+                                                           const v1::ListDecisionsRequest* request,
+                                                           v1::ListDecisionsResponse* response) {
+  auto* reactor = context->DefaultReactor();
+  p_.shell.loop().Post([&shell = p_.shell, request, response, reactor] {
+    shell.ListDecisions(*request, response);
     reactor->Finish(grpc::Status::OK);
   });
   return reactor;

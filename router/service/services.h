@@ -27,12 +27,21 @@ class RouterServiceImpl final : public v1::RouterService::CallbackService {
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
                                                            const v1::GenerateRequest* request) override;
+  grpc::ServerBidiReactor<v1::SessionRequest, v1::SessionResponse>* Session(
+      grpc::CallbackServerContext* context) override;
   grpc::ServerUnaryReactor* Cancel(grpc::CallbackServerContext* context, const v1::CancelRequest* request,
                                    v1::CancelResponse* response) override;
   grpc::ServerUnaryReactor* ReportTool(grpc::CallbackServerContext* context, const v1::ReportToolRequest* request,
                                        v1::ReportToolResponse* response) override;
   grpc::ServerUnaryReactor* EndProgram(grpc::CallbackServerContext* context, const v1::EndProgramRequest* request,
                                        v1::EndProgramResponse* response) override;
+  grpc::ServerUnaryReactor* DeclareProgram(grpc::CallbackServerContext* context,
+                                           const v1::DeclareProgramRequest* request,
+                                           v1::DeclareProgramResponse* response) override;
+  grpc::ServerUnaryReactor* Explain(grpc::CallbackServerContext* context, const v1::ExplainRequest* request,
+                                    v1::ExplainResponse* response) override;
+  grpc::ServerUnaryReactor* ListDecisions(grpc::CallbackServerContext* context, const v1::ListDecisionsRequest* request,
+                                          v1::ListDecisionsResponse* response) override;
   grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context, const v1::GetModelRequest* request,
                                      v1::GetModelResponse* response) override;
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,

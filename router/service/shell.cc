@@ -7,6 +7,7 @@
 #include "base/rng.h"
 #include "base/strings.h"
 #include "router/service/convert.h"
+#include "router/service/explain.h"
 
 namespace agentserve::router {
 
@@ -28,6 +29,7 @@ Shell::Shell(const ServiceConfig& config, const EdgeModel& model, RouterMetrics&
       incarnation_(base::EntropyUint64() | 1),
       now_(clock_.Now()),
       core_(std::make_unique<RouterCore>(config.core, now_)),
+      index_(config.core.max_decisions),
       loop_(clock_, [this] { return Turn(); }) {
   if (config_.kvstore.empty()) return;
   kvstore_ = std::make_unique<KvStorePrefixes>(config_.kvstore, core_->workers());
@@ -50,13 +52,24 @@ void Shell::Every(TimeNs interval, std::function<bool()> f) {
 
 // ---- requests ----
 
-void Shell::Submit(Submission sub, StreamOptions options, std::shared_ptr<GenerateStream> stream) {
+void Shell::Submit(Submission sub, StreamOptions options, std::shared_ptr<ReplyStream> stream) {
   options.request_id = sub.request_id;
   options.prompt_tokens = static_cast<uint32_t>(sub.prompt->size());
   options.seed = sub.sampling.seed;
   const uint32_t n = sub.n;
   const std::string id = sub.request_id;
   now_ = clock_.Now();
+  Continue(options, &sub.agent);
+  RequestNote note;
+  note.request_id = id;
+  note.response_id = options.response_id;
+  note.label = options.trace_label;
+  note.tenant = sub.agent.tenant_id;
+  note.parent = sub.agent.parent_program_id;
+  note.workflow_class = sub.agent.workflow_class;
+  note.call_id = sub.agent.call_id;
+  note.arrival = sub.arrival;
+  note.prompt_tokens = options.prompt_tokens;
   SubmitResult result = core_->Submit(std::move(sub), now_);
   if (!result.ok()) {
     const Rejection r = FromCore(result.refused, result.message, result.retry_after);
@@ -67,6 +80,11 @@ void Shell::Submit(Submission sub, StreamOptions options, std::shared_ptr<Genera
   }
   AS_LOG(kDebug, "request.accepted") << Field("request", id) << Field("client_id", options.trace_label)
                                      << Field("prompt_tokens", options.prompt_tokens) << Field("n", n);
+  note.key = result.key;
+  note.program = options.program_id = result.program_id;
+  note.identity = options.identity = result.identity;
+  note.clamped = result.clamped;
+  index_.Add(std::move(note));
   by_request_id_[id] = result.key;
   streams_[result.key] = std::make_unique<StreamEdge>(model_, std::move(options), stream);
   stream->OnCancelled([this, key = result.key] {
@@ -75,6 +93,59 @@ void Shell::Submit(Submission sub, StreamOptions options, std::shared_ptr<Genera
       core_->EndRequest(key, EndReason::kCancelled, "the caller cancelled the request", now_);
     });
   });
+}
+
+// A call that names an earlier reply belongs to its program; a cache key says less.
+void Shell::Continue(const StreamOptions& options, AgentInfo* agent) {
+  if (options.previous_response_id.empty()) return;
+  if (!agent->program_id.empty() && agent->identity != Identity::kCacheKey) return;
+  const RequestNote* before = index_.Find(agent->tenant_id, options.previous_response_id);
+  if (before == nullptr || before->program.empty()) return;
+  agent->program_id = before->program;
+  agent->identity = Identity::kPreviousResponse;
+}
+
+bool Shell::ReportTool(const v1::ReportToolRequest& req) {
+  std::string program = req.program_id();
+  const bool start = req.phase() == v1::ReportToolRequest::PHASE_START;
+  if (program.empty()) {
+    RequestNote* note = index_.Find(req.tenant_id(), req.request_id());
+    if (note == nullptr) return false;
+    program = note->program;
+    if (start) note->tool = req.tool_name().substr(0, 128);
+  }
+  if (program.empty() || !core_->KnowsProgram(req.tenant_id(), program)) return false;
+  core_->ReportTool(req.tenant_id(), program, req.tool_name(), start, now());
+  return true;
+}
+
+grpc::Status Shell::DeclareProgram(const v1::DeclareProgramRequest& req, v1::DeclareProgramResponse* out) {
+  std::vector<DeclaredCallInfo> calls;
+  for (const v1::DeclaredCall& c : req.calls()) {
+    calls.push_back({c.call_id(), {c.depends_on().begin(), c.depends_on().end()}, c.osl_hint()});
+  }
+  const absl::Status s = core_->DeclareProgram(req.tenant_id(), req.program_id(), calls);
+  if (!s.ok()) return ToGrpc(FromStatus(s, "calls"));
+  out->set_pending(core_->graph().DeclaredLeft(ProgramTable::Key(req.tenant_id(), req.program_id())));
+  return grpc::Status::OK;
+}
+
+bool Shell::Explain(const v1::ExplainRequest& req, v1::Decision* out) {
+  const RequestNote* note = index_.Find(req.tenant_id(), req.request_id());
+  if (note == nullptr) return false;
+  FillDecision(*note, *core_, now(), out);
+  return true;
+}
+
+void Shell::ListDecisions(const v1::ListDecisionsRequest& req, v1::ListDecisionsResponse* out) const {
+  constexpr uint32_t kDefault = 20, kMost = 200;
+  const uint32_t limit = req.limit() == 0 ? kDefault : std::min(req.limit(), kMost);
+  const auto& all = index_.all();
+  for (auto it = all.rbegin(); it != all.rend() && out->decisions_size() < static_cast<int>(limit); ++it) {
+    if (!req.tenant_id().empty() && it->tenant != req.tenant_id()) continue;
+    if (!req.program_id().empty() && it->program != req.program_id()) continue;
+    FillDecision(*it, *core_, clock_.Now(), out->add_decisions());
+  }
 }
 
 bool Shell::Cancel(const std::string& request_id) {
@@ -88,6 +159,7 @@ void Shell::ApplyTokens(const std::vector<TokenOut>& tokens) {
   for (const TokenOut& t : tokens) {
     auto it = streams_.find(t.request);
     if (it == streams_.end()) continue;
+    touched_.push_back(it->second->stream());
     switch (it->second->OnToken(t)) {
       case StreamEdge::After::kGoOn:
         break;
@@ -107,6 +179,7 @@ void Shell::ApplyTokens(const std::vector<TokenOut>& tokens) {
 
 void Shell::EndStream(const RequestDone& done) {
   metrics_.OnRequestEnd(done);
+  index_.OnEnd(done);
   if (done.timeline.transfer_bytes > 0) {
     metrics_.OnTransfer(done.timeline.transfer_path, done.timeline.transfer_bytes, done.timeline.transfer_gb_per_s,
                         done.timeline.transfer_exposed_ms);
@@ -138,7 +211,7 @@ void Shell::Apply() {
   for (;;) {
     effects_.clear();
     core_->TakeEffects(&effects_);
-    if (effects_.empty()) return;
+    if (effects_.empty()) break;
     // Taken out whole: carrying out one effect may cause more, which come with the next round.
     Effects now_todo;
     std::swap(now_todo, effects_);
@@ -157,6 +230,8 @@ void Shell::Apply() {
     }
     for (const RequestDone& r : now_todo.request_ends) EndStream(r);
   }
+  for (const std::shared_ptr<ReplyStream>& stream : touched_) stream->Flush();
+  touched_.clear();
 }
 
 TimeNs Shell::Turn() {

@@ -20,6 +20,7 @@
 #include "router/service/errors.h"
 #include "router/service/event_loop.h"
 #include "router/service/kvstore_prefixes.h"
+#include "router/service/request_index.h"
 #include "router/service/router_metrics.h"
 #include "router/service/stream_edge.h"
 #include "router/service/validate.h"
@@ -45,9 +46,15 @@ class Shell {
   ChainParams chain_params() const;
 
   // ---- on the loop ----
-  void Submit(Submission sub, StreamOptions options, std::shared_ptr<GenerateStream> stream);
+  void Submit(Submission sub, StreamOptions options, std::shared_ptr<ReplyStream> stream);
   // NOT_FOUND if unknown.
   bool Cancel(const std::string& request_id);
+  // False: the program is not known.
+  bool ReportTool(const v1::ReportToolRequest& req);
+  grpc::Status DeclareProgram(const v1::DeclareProgramRequest& req, v1::DeclareProgramResponse* out);
+  // False: nothing is known of the request.
+  bool Explain(const v1::ExplainRequest& req, v1::Decision* out);
+  void ListDecisions(const v1::ListDecisionsRequest& req, v1::ListDecisionsResponse* out) const;
   grpc::Status Register(const v1::RegisterRequest& req, v1::RegisterResponse* out);
   grpc::Status Drain(const v1::DrainRequest& req, v1::DrainResponse* out);
   void FillModel(v1::GetModelResponse* out) const;
@@ -79,6 +86,7 @@ class Shell {
   };
 
   TimeNs Turn();
+  void Continue(const StreamOptions& options, AgentInfo* agent);
   void Apply();
   void ApplyTokens(const std::vector<TokenOut>& tokens);
   void ApplyCommand(const Command& c);
@@ -113,9 +121,11 @@ class Shell {
   std::map<WorkerId, common::v1::KvEndpoint> endpoints_;
   std::unordered_map<RequestKey, std::unique_ptr<StreamEdge>> streams_;
   std::unordered_map<std::string, RequestKey> by_request_id_;
+  RequestIndex index_;
   // Ended streams whose reader has yet to take the status; reset after a while.
-  std::deque<std::pair<TimeNs, std::weak_ptr<GenerateStream>>> ending_;
+  std::deque<std::pair<TimeNs, std::weak_ptr<ReplyStream>>> ending_;
   std::vector<Repeating> repeating_;
+  std::vector<std::shared_ptr<ReplyStream>> touched_;  // written to in this turn, flushed at its end
   Effects effects_;
   bool was_ready_ = false;
   bool closing_ = false;  // links are not opened any more

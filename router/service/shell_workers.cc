@@ -289,6 +289,7 @@ void Shell::FillModel(v1::GetModelResponse* out) const {
   out->set_tokenizer_hash(model_.tokenizer->hash());
   out->set_created_unix_s(model_.created_unix_s);
   out->set_ready(core_->ready());
+  out->set_sessions(true);
   out->set_has_chat_template(model_.chat_template != nullptr);
   if (!endpoints_.empty()) *out->mutable_layout() = endpoints_.rbegin()->second.layout();
   const text::DefaultSampling& d = model_.card.sampling;

@@ -2,31 +2,12 @@
 
 #include <algorithm>
 
+#include "router/service/convert.h"
 #include "router/service/errors.h"
+#include "router/service/explain.h"
 
 namespace agentserve::router {
 namespace {
-
-void FillTimeline(const Timeline& t, common::v1::Timeline* out) {
-  out->set_queue_ms(t.queue_ms);
-  out->set_prefill_wait_ms(t.prefill_wait_ms);
-  out->set_prefill_ms(t.prefill_ms);
-  out->set_transfer_bytes(t.transfer_bytes);
-  out->set_transfer_path(t.transfer_path);
-  out->set_transfer_gb_per_s(t.transfer_gb_per_s);
-  out->set_transfer_exposed_ms(t.transfer_exposed_ms);
-  out->set_decode_wait_ms(t.decode_wait_ms);
-  out->set_decode_ms(t.decode_ms);
-  out->set_decode_steps(t.decode_steps);
-  out->set_ttft_ms(t.ttft_ms);
-  out->set_total_ms(t.total_ms);
-  out->set_cached_tokens(t.cached_tokens);
-  out->set_host_cached_tokens(t.host_cached_tokens);
-  out->set_migrations(t.migrations);
-  out->set_preemptions(t.preemptions);
-  out->set_prefill_worker(t.prefill_worker);
-  out->set_decode_worker(t.decode_worker);
-}
 
 common::v1::FinishReason ToProto(FinishReason r) {
   switch (r) {
@@ -44,7 +25,7 @@ common::v1::FinishReason ToProto(FinishReason r) {
 
 }  // namespace
 
-StreamEdge::StreamEdge(const EdgeModel& model, StreamOptions options, std::shared_ptr<GenerateStream> stream)
+StreamEdge::StreamEdge(const EdgeModel& model, StreamOptions options, std::shared_ptr<ReplyStream> stream)
     : model_(model), options_(std::move(options)), stream_(std::move(stream)), seqs_(options_.n) {
   for (Seq& s : seqs_) {
     s.detokenizer.emplace(*model_.tokenizer, /*skip_special=*/!options_.keep_special);
@@ -59,6 +40,8 @@ bool StreamEdge::SendAccepted() {
   e.mutable_accepted()->set_request_id(options_.request_id);
   e.mutable_accepted()->set_prompt_tokens(options_.prompt_tokens);
   e.mutable_accepted()->set_seed(options_.seed);
+  e.mutable_accepted()->set_program_id(options_.program_id);
+  e.mutable_accepted()->set_identity(ToProto(options_.identity));
   return stream_->Write(std::move(e));
 }
 

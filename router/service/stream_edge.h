@@ -9,7 +9,7 @@
 #include "agentserve/router/v1/router.pb.h"
 #include "router/core/types.h"
 #include "router/service/edge_model.h"
-#include "router/service/generate_stream.h"
+#include "router/service/reply_stream.h"
 #include "text/detokenizer.h"
 #include "text/stop_matcher.h"
 
@@ -33,12 +33,16 @@ struct StreamOptions {
   bool logprobs = false;
   std::vector<TokenId> stop_token_ids;
   std::string trace_label;  // client's request id, for logs
+  std::string response_id;  // of the reply this is part of
+  std::string previous_response_id;
+  std::string program_id;  // as the router understood the call
+  Identity identity = Identity::kNone;
 };
 
 // Single-threaded.
 class StreamEdge {
  public:
-  StreamEdge(const EdgeModel& model, StreamOptions options, std::shared_ptr<GenerateStream> stream);
+  StreamEdge(const EdgeModel& model, StreamOptions options, std::shared_ptr<ReplyStream> stream);
 
   enum class After { kGoOn, kStopped, kSlowReader };
   // Sends the token's text. kStopped: a stop string matched; the caller tells the core with `completion_tokens(index)`.
@@ -51,7 +55,7 @@ class StreamEdge {
   uint32_t completion_tokens(uint32_t index) const { return seqs_[index].tokens; }
   uint32_t total_completion_tokens() const;
   const StreamOptions& options() const { return options_; }
-  const std::shared_ptr<GenerateStream>& stream() const { return stream_; }
+  const std::shared_ptr<ReplyStream>& stream() const { return stream_; }
 
  private:
   struct Seq {
@@ -67,7 +71,7 @@ class StreamEdge {
 
   const EdgeModel& model_;
   const StreamOptions options_;
-  const std::shared_ptr<GenerateStream> stream_;
+  const std::shared_ptr<ReplyStream> stream_;
   std::vector<Seq> seqs_;
   bool accepted_sent_ = false;
 };

@@ -6,6 +6,7 @@
 #include "base/rng.h"
 #include "base/strings.h"
 #include "engine/block_hash.h"
+#include "router/service/explain.h"
 
 namespace agentserve::router {
 namespace {
@@ -29,6 +30,8 @@ class Checker {
   }
   void Label(const char* field, const std::string& value, size_t most = kMaxLabel) {
     if (value.size() > most) Fail(field, base::StrCat("has ", value.size(), " bytes; at most ", most, " are allowed"));
+    // Keys of tables are joined by zero bytes.
+    if (value.find('\0') != value.npos) Fail(field, "holds a zero byte");
   }
   std::optional<Rejection> Take() {
     if (violations_.empty()) return std::nullopt;
@@ -85,6 +88,17 @@ void CheckSampling(const cpb::SamplingParams& p, const EdgeModel& model, Checker
   }
 }
 
+void CheckDependsOn(const char* field, const google::protobuf::RepeatedPtrField<std::string>& names, Checker* c) {
+  constexpr int kMost = 64;
+  if (names.size() > kMost) c->Fail(field, base::StrCat("has ", names.size(), " entries; at most ", kMost));
+  for (const std::string& name : names) {
+    if (name.empty()) return c->Fail(field, "holds an empty name");
+    if (name.size() > kMaxLabel) return c->Label(field, name);
+    // Keys of graphs are joined by zero bytes.
+    if (name.find('\0') != name.npos) return c->Fail(field, "holds a name with a zero byte");
+  }
+}
+
 void CheckLabels(const v1::GenerateRequest& req, Checker* c) {
   const cpb::AgentContext& a = req.agent();
   c->Label("agent.tenant_id", a.tenant_id());
@@ -92,7 +106,13 @@ void CheckLabels(const v1::GenerateRequest& req, Checker* c) {
   c->Label("agent.parent_program_id", a.parent_program_id());
   c->Label("agent.workflow_class", a.workflow_class());
   c->Label("agent.tool_name", a.tool_name());
-  if (a.depends_on_size() > 64) c->Fail("agent.depends_on", "has more than 64 entries");
+  c->Label("agent.call_id", a.call_id());
+  c->Label("agent.previous_response_id", a.previous_response_id());
+  CheckDependsOn("agent.depends_on", a.depends_on(), c);
+  if (!a.call_id().empty() && a.program_id().empty()) {
+    c->Fail("agent.call_id", "names a call inside a program; send program_id too");
+  }
+  c->Label("trace.response_id", req.trace().response_id());
   c->Label("trace.client_request_id", req.trace().client_request_id(), 256);
   c->Label("trace.traceparent", req.trace().traceparent());
   c->Label("cache_salt", req.cache_salt(), 64);
@@ -157,6 +177,10 @@ AgentInfo ToAgent(const cpb::AgentContext& a) {
   out.parent_program_id = a.parent_program_id();
   out.workflow_class = a.workflow_class();
   out.tool_name = a.tool_name();
+  out.call_id = a.call_id();
+  out.depends_on.assign(a.depends_on().begin(), a.depends_on().end());
+  out.identity = ToIdentity(a.identity());
+  out.turn = a.turn() == cpb::TURN_FIRST ? Turn::kFirst : a.turn() == cpb::TURN_LATER ? Turn::kLater : Turn::kUnknown;
   out.step_index = a.step_index();
   if (a.has_steps_left_hint()) out.steps_left_hint = a.steps_left_hint();
   if (a.has_osl_hint()) out.osl_hint = a.osl_hint();
@@ -199,6 +223,24 @@ size_t PromptBytes(const v1::GenerateRequest& req) {
     default:
       return 0;
   }
+}
+
+std::optional<Rejection> CheckProgramName(const std::string& tenant, const std::string& program) {
+  Checker c;
+  c.Label("tenant_id", tenant);
+  c.Label("program_id", program);
+  if (program.empty()) c.Fail("program_id", "is missing");
+  return c.Take();
+}
+
+std::optional<Rejection> CheckDeclaration(const v1::DeclareProgramRequest& req) {
+  if (auto bad = CheckProgramName(req.tenant_id(), req.program_id())) return bad;
+  Checker c;
+  for (const v1::DeclaredCall& call : req.calls()) {
+    c.Label("calls.call_id", call.call_id());
+    CheckDependsOn("calls.depends_on", call.depends_on(), &c);
+  }
+  return c.Take();
 }
 
 std::optional<Rejection> CheckRequest(const v1::GenerateRequest& req, const EdgeModel& model,
@@ -275,6 +317,12 @@ std::optional<Rejection> Prepare(const v1::GenerateRequest& req, const EdgeModel
   out->sampling = ToSampling(req.sampling(), model, context - static_cast<uint32_t>(ids.size()));
   out->n = std::max<uint32_t>(1, req.n());
   out->agent = ToAgent(req.agent());
+  if (out->agent.turn == Turn::kUnknown && req.has_chat()) {
+    const auto& messages = req.chat().messages();
+    const bool later =
+        std::any_of(messages.begin(), messages.end(), [](const v1::ChatMessage& m) { return m.role() == "assistant"; });
+    out->agent.turn = later ? Turn::kLater : Turn::kFirst;
+  }
   // Tenants never share blocks; a salt divides a tenant further.
   out->cache_salt = base::StrCat(req.agent().tenant_id(), "/", req.cache_salt());
   out->traceparent = req.trace().traceparent();

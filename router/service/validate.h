@@ -27,6 +27,9 @@ size_t ChatBytes(const v1::Chat& chat);
 // Renders and tokenizes.
 std::optional<Rejection> ChatTokens(const v1::Chat& chat, const EdgeModel& model, std::vector<uint32_t>* ids,
                                     std::string* rendered);
+// Names of a program and its tenant.
+std::optional<Rejection> CheckProgramName(const std::string& tenant, const std::string& program);
+std::optional<Rejection> CheckDeclaration(const v1::DeclareProgramRequest& req);
 // Everything else; `req` passed CheckRequest. Leaves times and request id to the caller.
 std::optional<Rejection> Prepare(const v1::GenerateRequest& req, const EdgeModel& model, const ChainParams& chain,
                                  Submission* out);

@@ -15,7 +15,7 @@ std::vector<TokenId> Prompt(base::SplitMix64* rng, size_t n) {
 
 struct Totals {
   uint64_t finished = 0, failed = 0, cancelled = 0, invalid = 0, recomputes = 0, pulled = 0, preemptions = 0, hits = 0,
-           planned_ahead = 0, host_hits = 0, stored = 0, prefetched = 0, corrupt_host = 0;
+           planned_ahead = 0, host_hits = 0, stored = 0, prefetched = 0, corrupt_host = 0, p_loaded = 0;
 };
 
 void CheckEnds(ToyCluster* cluster, Totals* totals) {
@@ -65,6 +65,7 @@ void RunSeed(uint64_t seed, size_t steps_in_flight, bool host_tier, Totals* tota
     shape.cache = true;
     shape.d_blocks = static_cast<uint32_t>(4 + rng.Below(20));
     shape.host_slots = static_cast<uint32_t>(1 + rng.Below(60));
+    shape.p_host_slots = static_cast<uint32_t>(rng.Below(40));
     faults.corrupt_host = rng.Below(2);
     faults.lost_copies = rng.Below(2);
   }
@@ -86,7 +87,7 @@ void RunSeed(uint64_t seed, size_t steps_in_flight, bool host_tier, Totals* tota
   // Faults stop: everything ends.
   cluster.calm = true;
   for (int turn = 0; turn < 40'000 && (cluster.p.size() > 0 || cluster.d.size() > 0 || cluster.d.pulling() > 0 ||
-                                       cluster.d.copying() > 0);
+                                       cluster.d.copying() > 0 || cluster.p.copying() > 0);
        ++turn) {
     cluster.Move();
   }
@@ -106,6 +107,7 @@ void RunSeed(uint64_t seed, size_t steps_in_flight, bool host_tier, Totals* tota
   totals->host_hits += cluster.host_hits;
   totals->stored += cluster.d.tiers().stats().stored_blocks;
   totals->prefetched += cluster.d.tiers().stats().prefetched_blocks;
+  totals->p_loaded += cluster.p.tiers().stats().loaded_blocks;
   totals->corrupt_host += cluster.d.tiers().stats().corrupt_blocks;
   totals->preemptions += cluster.d.stats().preemptions;
   totals->hits += cluster.d.stats().prefix_hits + cluster.p.stats().prefix_hits;
@@ -131,6 +133,7 @@ void RunClusters(size_t steps_in_flight, bool host_tier) {
   EXPECT_GT(totals.stored, 2000u);
   EXPECT_GT(totals.host_hits, 1000u);
   EXPECT_GT(totals.prefetched, 100u);
+  EXPECT_GT(totals.p_loaded, 1000u);
   EXPECT_GT(totals.corrupt_host, 20u) << "blocks that changed in host memory must be noticed";
 }
 

@@ -41,7 +41,7 @@ class ToyCluster {
     bool cache = true;
     double remote_share = 0.5;
     size_t steps_in_flight = 1;
-    uint32_t host_slots = 0;
+    uint32_t host_slots = 0, p_host_slots = 0;
   };
   ToyCluster(uint64_t seed, const Shape& shape, const ToyFaults& faults)
       : rng(seed),
@@ -51,6 +51,7 @@ class ToyCluster {
         p_memory(shape.p_blocks, shape.block_tokens),
         d_memory(shape.d_blocks, shape.block_tokens),
         d_host(shape.host_slots, shape.block_tokens),
+        p_host(shape.p_host_slots, shape.block_tokens),
         p_executor(&p_memory),
         d_executor(&d_memory),
         p_pipeline(&p_executor),
@@ -93,7 +94,8 @@ class ToyCluster {
           moved = RunD();
           break;
         case 5:
-          moved = MoveCopy();
+          moved = MoveCopy(&copies_, &d_memory, &d_host, [&](const dc::CopyEnded& e) { StepD(e); }) ||
+                  MoveCopy(&p_copies_, &p_memory, &p_host, [&](const pf::CopyEnded& e) { StepP(e); });
           break;
         default:
           moved = MovePull();
@@ -139,7 +141,7 @@ class ToyCluster {
   const ToyFaults faults_;
   const Shape shape_;
   const uint32_t context_;
-  engine::ToyMemory p_memory, d_memory, d_host;
+  engine::ToyMemory p_memory, d_memory, d_host, p_host;
   engine::ToyExecutor p_executor, d_executor;
   engine::ToyPipeline p_pipeline, d_pipeline;
   pf::Core p;
@@ -155,6 +157,14 @@ class ToyCluster {
     o.end_tokens = {engine::kToyEnd};
     return o;
   }
+  static engine::KvTiers::Options TierOptions(uint32_t slots) {
+    engine::KvTiers::Options o;
+    o.host_slots = slots;
+    o.block_bytes = 1;
+    o.copy_blocks = 3;
+    o.max_pending = 4;
+    return o;
+  }
   pf::Options POptions() const {
     pf::Options o;
     o.pool = {shape_.p_blocks, shape_.cache};
@@ -162,6 +172,8 @@ class ToyCluster {
     o.vocab_size = engine::kToyVocab;
     o.max_offers = 6;
     o.hold_ns = faults_.early_reuse ? 3000 : 1'000'000;
+    o.tiers = TierOptions(shape_.p_host_slots);
+    o.tiers.store_ordinary = true;
     return o;
   }
   dc::Options DOptions() const {
@@ -169,10 +181,7 @@ class ToyCluster {
     o.pool = {shape_.d_blocks, shape_.cache};
     o.planner = PlannerOptions();
     o.vocab_size = engine::kToyVocab;
-    o.tiers.host_slots = shape_.host_slots;
-    o.tiers.block_bytes = 1;
-    o.tiers.copy_blocks = 3;
-    o.tiers.max_pending = 4;
+    o.tiers = TierOptions(shape_.host_slots);
     o.max_finished = 8;
     return o;
   }
@@ -211,6 +220,7 @@ class ToyCluster {
     for (pf::Effect& effect : p.TakeEffects()) std::visit([&](auto& x) { OnP(x); }, effect);
   }
   void OnP(pf::Admitted& e) { ToD(dc::Attach{e.seq, ToRemote(e.blocks)}); }
+  void OnP(pf::HostCopy& e) { p_copies_.push_back(e); }
   void OnP(pf::ChunkDone&) {}
   void OnP(pf::FirstToken& e) {
     Request& r = requests.at(e.seq);
@@ -382,35 +392,36 @@ class ToyCluster {
   }
 
   // Carries out one copy to or from the host, any of those that wait.
-  bool MoveCopy() {
-    if (copies_.empty()) return false;
-    std::swap(copies_[rng.Below(copies_.size())], copies_.back());
-    const dc::HostCopy copy = copies_.back();
-    copies_.pop_back();
-    dc::CopyEnded ended;
+  template <typename F>
+  bool MoveCopy(std::vector<engine::HostCopy>* copies, engine::ToyMemory* device, engine::ToyMemory* host, F step) {
+    if (copies->empty()) return false;
+    std::swap((*copies)[rng.Below(copies->size())], copies->back());
+    const engine::HostCopy copy = copies->back();
+    copies->pop_back();
+    engine::CopyEnded ended;
     ended.job = copy.job;
     ended.copy_ns = 10;
     for (size_t i = 0; i < copy.blocks.size(); ++i) {
       if (faults_.lost_copies && !calm && rng.Below(40) == 0) break;
       const engine::BlockId slot(copy.slots[i].value);
       for (uint32_t row = 0; row < shape_.block_tokens; ++row) {
-        uint64_t& host = d_host.Row(slot, row);
-        uint64_t& device = d_memory.Row(copy.blocks[i], row);
+        uint64_t& there = host->Row(slot, row);
+        uint64_t& here = device->Row(copy.blocks[i], row);
         if (copy.to_host) {
-          host = device;
-          if (faults_.corrupt_host && !calm && rng.Below(200) == 0) host ^= uint64_t{1} << rng.Below(64);
+          there = here;
+          if (faults_.corrupt_host && !calm && rng.Below(200) == 0) there ^= uint64_t{1} << rng.Below(64);
         } else {
-          device = host;
+          here = there;
         }
       }
-      if (!copy.to_host && d_memory.Digest(copy.blocks[i], copy.tokens[i]) != copy.digests[i]) {
+      if (!copy.to_host && device->Digest(copy.blocks[i], copy.tokens[i]) != copy.digests[i]) {
         ended.corrupt = true;
         break;
       }
       ++ended.good;
     }
-    StepD(ended);
-    if (rng.Below(10) == 0) StepD(ended);  // a repeat changes nothing
+    step(ended);
+    if (rng.Below(10) == 0) step(ended);  // a repeat changes nothing
     return true;
   }
 
@@ -438,7 +449,7 @@ class ToyCluster {
   std::deque<pf::Event> to_p_;
   std::deque<dc::Event> to_d_;
   std::map<SeqId, PullJob> pulls_;
-  std::vector<dc::HostCopy> copies_;
+  std::vector<engine::HostCopy> copies_, p_copies_;
   std::deque<const engine::PlannedStep*> p_steps_, d_steps_;  // launched, oldest first
   uint64_t next_id_ = 1;
 };

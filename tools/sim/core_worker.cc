@@ -33,6 +33,9 @@ router::WorkerLoad ToRouter(const engine::Load& l) {
   out.cached_blocks = l.cached_blocks;
   out.preemptions = l.preemptions;
   out.steps = l.steps;
+  out.parked_blocks = l.parked_blocks;
+  out.host_blocks = l.host_blocks;
+  out.host_total_blocks = l.host_total_blocks;
   return out;
 }
 
@@ -57,10 +60,16 @@ class CoreWorkerBase : public SimWorker {
     if (step_ != nullptr && step_end_ <= now) EndStep(now);
     if (core_.core.NextDeadline() <= now) StepCore(Tick(), now);
     More(now);
+    while (!copies_.empty() && copies_.begin()->first <= now) {
+      const engine::CopyEnded ended = copies_.begin()->second;
+      copies_.erase(copies_.begin());
+      StepCore(ended, now);
+    }
     Turn(now);
   }
   TimeNs NextEvent() const override {
-    return std::min({step_ == nullptr ? kNever : step_end_, core_.core.NextDeadline(), Other()});
+    const TimeNs copy = copies_.empty() ? kNever : copies_.begin()->first;
+    return std::min({step_ == nullptr ? kNever : step_end_, core_.core.NextDeadline(), Other(), copy});
   }
   size_t size() const override { return core_.core.size(); }
   WorkerStats stats() const override {
@@ -89,6 +98,15 @@ class CoreWorkerBase : public SimWorker {
   void StepCore(const Event& e, TimeNs now) {
     core_.core.Step(e, now);
     Handle(now);
+  }
+
+  // One copy after the other on the host link.
+  void Copy(const engine::HostCopy& e, TimeNs now) {
+    const double bytes = static_cast<double>(e.blocks.size()) * o_.block_tokens * model_.calibration().bytes_per_token;
+    const TimeNs took = FromMs(model_.HostCopyMs(bytes));
+    TimeNs& link = host_link_free_[e.to_host];
+    link = std::max(link, now) + took;
+    copies_.emplace(link, engine::CopyEnded{e.job, static_cast<uint32_t>(e.blocks.size()), false, took});
   }
 
   engine::SequenceSpec SpecOf(const Order& order) const {
@@ -169,6 +187,8 @@ class CoreWorkerBase : public SimWorker {
   TimeNs step_end_ = 0;
   double busy_ns_ = 0;
   bool load_wanted_ = false;
+  std::multimap<TimeNs, engine::CopyEnded> copies_;  // to and from host memory, by their end
+  TimeNs host_link_free_[2] = {0, 0};
 };
 
 engine::Planner::Options PlannerOptions(const WorkerOptions& o) {
@@ -192,17 +212,23 @@ struct DecodeTypes {
   decode_worker::Core core;
 };
 
-DecodeTypes::OptionsType DecodeOptions(const WorkerOptions& o) {
+DecodeTypes::OptionsType DecodeOptions(const WorkerOptions& o, const StepModel& model) {
   decode_worker::Options d;
   d.pool.num_blocks = o.num_blocks;
   d.planner = PlannerOptions(o);
   d.vocab_size = kSimVocab;
+  d.tiers.host_slots = o.host_blocks;
+  d.tiers.block_tokens = o.block_tokens;
+  d.tiers.block_bytes = static_cast<uint64_t>(model.calibration().bytes_per_token * o.block_tokens);
+  d.tiers.host_bytes_per_s = model.calibration().host_gb_per_s * 1e9;
   return {d};
 }
 
 class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
  public:
-  CoreDecode(const WorkerOptions& o, const StepModel* model) : CoreWorkerBase(o, model, DecodeOptions(o)) {}
+  CoreDecode(const WorkerOptions& o, const StepModel* model) : CoreWorkerBase(o, model, DecodeOptions(o, *model)) {
+    core_.core.set_prefill_rate(8192e3 / model->PrefillMs(8192, 0, o.step_tokens));
+  }
 
   void Obey(const Order& order, TimeNs now) override {
     const router::Command& c = order.command;
@@ -212,8 +238,14 @@ class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
       e.spec = SpecOf(order);
       e.budget_ns = static_cast<TimeNs>(c.budget_ms) * base::kNsPerMs;
       StepCore(e, now);
-    } else if (c.kind == CommandKind::kPark) {
-      StepCore(decode_worker::Park{c.seq, static_cast<TimeNs>(c.ttl_ms) * base::kNsPerMs}, now);
+    } else if (c.kind == CommandKind::kRetain) {
+      engine::KvTiers::Keep keep;
+      keep.where = static_cast<engine::KeepWhere>(c.keep);
+      keep.ttl = static_cast<TimeNs>(c.ttl_ms) * base::kNsPerMs;
+      keep.worth = static_cast<uint32_t>(std::clamp(c.worth, 1.f / 64, 64.f) * engine::BlockPool::kBaseWorth);
+      StepCore(decode_worker::Retain{c.seq, keep}, now);
+    } else if (c.kind == CommandKind::kPrefetch) {
+      StepCore(decode_worker::Prefetch{c.seq, static_cast<TimeNs>(c.ttl_ms) * base::kNsPerMs}, now);
     } else if (const auto it = live_.find(c.seq); it != live_.end() && it->second.attempt == c.attempt) {
       ObeyLive(c, now);
     }
@@ -260,7 +292,7 @@ class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
   void More(TimeNs now) override {
     for (;;) {
       const auto due = std::find_if(pulls_.begin(), pulls_.end(), [&](const auto& p) { return p.second.due <= now; });
-      if (due == pulls_.end()) return;
+      if (due == pulls_.end()) break;
       using decode_worker::PullOutcome;
       EndPull(due->first, due->second.aborted ? PullOutcome::kAborted : PullOutcome::kOk, now);
     }
@@ -311,6 +343,7 @@ class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
     const auto it = pulls_.find(e.seq);
     if (it != pulls_.end()) it->second.aborted = true, it->second.due = now;
   }
+  void On(const decode_worker::HostCopy& e, TimeNs now) { Copy(e, now); }
   void On(const decode_worker::KvReady& e, TimeNs) {
     router::KvReady& r = Say(Kind::kKvReady, e.seq, Attempt(e.seq)).ready;
     r.bytes = e.bytes;
@@ -333,6 +366,7 @@ class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
     t.steps = e.steps;
     t.cached_tokens = e.cached_tokens;
     t.preemptions = e.preemptions;
+    t.host_tokens = e.host_tokens;
     t.prefill_wait_ms = base::ToMs(e.prefill_wait_ns);
     t.prefill_ms = base::ToMs(e.prefill_ns);
     t.decode_wait_ms = base::ToMs(e.decode_wait_ns);
@@ -391,11 +425,16 @@ class CorePrefill final : public CoreWorkerBase<PrefillTypes> {
   void PeerLost(uint32_t, TimeNs) override {}
 
  private:
-  void Handle(TimeNs) override {
+  void Handle(TimeNs now) override {
     for (const prefill_worker::Effect& e : core_.core.TakeEffects()) {
+      if (const auto* copy = std::get_if<engine::HostCopy>(&e)) {
+        Copy(*copy, now);
+        continue;
+      }
       std::visit([&](const auto& x) { On(x); }, e);
     }
   }
+  void On(const engine::HostCopy&) {}
   router::OpaquePtr Offer(const std::vector<prefill_worker::OfferedBlock>& blocks, uint32_t tail) const {
     auto remote = std::make_shared<decode_worker::RemoteKv>();
     for (const prefill_worker::OfferedBlock& b : blocks) {

@@ -134,6 +134,7 @@ std::string ResultJson(const ExperimentResult& r, const workload::Workload& w, c
               {"block_tokens", o.block_tokens},
               {"max_batch", o.max_batch > 0 ? o.max_batch : c.max_batch},
               {"kv_gib", c.kv_gib},
+              {"host_gib", o.host_gib},
               {"num_blocks", o.num_blocks},
               {"arrivals", workload::ArrivalName(o.arrivals)},
               {"population", o.population},

@@ -17,14 +17,14 @@ namespace {
 
 constexpr TimeNs kNever = std::numeric_limits<TimeNs>::max();
 // Finished sequences remembered for a late Park, like decode_worker::Options::max_finished.
-constexpr size_t kMaxFinished = 256;
+constexpr size_t kMaxFinished = 4096;
 
 TimeNs FromMs(double ms) { return static_cast<TimeNs>(ms * 1e6 + 0.5); }
 
 }  // namespace
 
 FastWorker::FastWorker(const WorkerOptions& options, const StepModel* model)
-    : o_(options), model_(*model), rng_(options.seed), residues_(options.block_tokens, 0) {}
+    : o_(options), model_(*model), rng_(options.seed), host_(options.host_blocks), residues_(options.block_tokens, 0) {}
 
 FastWorker::Seq* FastWorker::Find(router::SeqId id) {
   const auto it = seqs_.find(id.value);
@@ -38,14 +38,16 @@ void FastWorker::Obey(const Order& order, TimeNs now) {
   tree_.ExpirePins(now);
   if (c.kind == CommandKind::kReserve || c.kind == CommandKind::kStart) {
     Reserve(order, now);
-  } else if (c.kind == CommandKind::kPark) {
-    Park(c, now);
+  } else if (c.kind == CommandKind::kRetain) {
+    Retain(c, now);
+  } else if (c.kind == CommandKind::kPrefetch) {
+    Prefetch(c, now);
   } else if (Seq* s = Find(c.seq); s != nullptr && s->attempt == c.attempt) {
     switch (c.kind) {
       case CommandKind::kPrefillLocal:
         s->runnable = true;
         if (s->pulling) EndPull(s, now);
-        if (s->state == State::kReserved) s->state = State::kPrefill, prefilling_.insert(KeyOf(*s));
+        if (s->state == State::kReserved && s->loading == 0) s->state = State::kPrefill, prefilling_.insert(KeyOf(*s));
         CutShort(now);
         break;
       case CommandKind::kAttach:
@@ -60,7 +62,7 @@ void FastWorker::Obey(const Order& order, TimeNs now) {
         break;
     }
   }
-  AdmitWaiting();
+  AdmitWaiting(now);
   if (mode_ == Mode::kIdle) {
     boundary_ = now;
     Plan(now);
@@ -158,31 +160,19 @@ void FastWorker::Cancel(Seq* s, TimeNs now) {
   load_wanted_ = true;
 }
 
-void FastWorker::Park(const router::Command& c, TimeNs now) {
-  const auto until = now + static_cast<TimeNs>(c.ttl_ms) * base::kNsPerMs;
-  if (Seq* s = Find(c.seq)) {
-    s->park_ns = until - now;
-    return;
-  }
-  const auto it = finished_.find(c.seq.value);
-  if (it == finished_.end() || c.ttl_ms == 0) return;
-  PrefixTree::Node deepest = 0;
-  tree_.Match(*it->second, o_.block_tokens, std::numeric_limits<uint32_t>::max(), &deepest);
-  tree_.Pin(deepest, until, o_.num_blocks / 2);
-}
-
 // ---- blocks ----
 
-void FastWorker::AdmitWaiting() {
+void FastWorker::AdmitWaiting(TimeNs now) {
   while (!waiting_.empty() && active_.size() < o_.max_batch) {
     Seq& s = seqs_.at(waiting_.begin()->id);
-    if (!Admit(&s)) break;
+    if (!Admit(&s, now)) break;
   }
 }
 
-bool FastWorker::Admit(Seq* s) {
+bool FastWorker::Admit(Seq* s, TimeNs now) {
   PrefixTree::Node node = 0;
-  const uint32_t prefix = tree_.Match(*s->spans, o_.block_tokens, (s->length - 1) / o_.block_tokens, &node);
+  const uint32_t most = (s->length - 1) / o_.block_tokens;
+  const uint32_t prefix = tree_.Match(*s->spans, o_.block_tokens, most, &node);
   const uint32_t fresh = Blocks(s->length) - prefix;
   const int64_t headroom = std::min<int64_t>(active_.size(), std::max(1u, o_.num_blocks / 16));
   if (fresh + tree_.UnlockedOnPath(node) + headroom > Available()) return false;
@@ -194,35 +184,43 @@ bool FastWorker::Admit(Seq* s) {
   MakeFree();
   s->computed = prefix * o_.block_tokens;
   if (o_.infinite_cache) {
-    const uint32_t most = (s->length - 1) / o_.block_tokens;
     s->computed = std::max(s->computed, tree_.EverSeen(*s->spans, o_.block_tokens, most) * o_.block_tokens);
   }
-  if (!s->counted) s->cached = s->computed;
+  if (!s->counted) s->cached = s->computed, s->host = 0;
   waiting_.erase(KeyOf(*s));
   active_.insert(KeyOf(*s));
   s->state = State::kReserved;
+  if (BeginLoad(s, now)) return true;
   if (s->runnable) s->state = State::kPrefill, prefilling_.insert(KeyOf(*s));
-  if (!s->told_reserved) {
-    s->told_reserved = true;
-    if (o_.role == router::Role::kDecode) {
-      Say(Kind::kReserved, router::SeqId(s->id), s->attempt).cached_tokens = s->computed;
-    } else {
-      auto kv = std::make_shared<SimKv>();
-      kv->worker = o_.index;
-      kv->tokens = s->length;
-      UpMessage& m = Say(Kind::kAdmitted, router::SeqId(s->id), s->attempt);
-      m.cached_tokens = s->computed;
-      m.kv = std::move(kv);
-    }
-    load_wanted_ = true;
-  }
+  AnswerReserve(s);
   return true;
+}
+
+void FastWorker::AnswerReserve(Seq* s) {
+  if (s->told_reserved) return;
+  s->told_reserved = true;
+  load_wanted_ = true;
+  if (o_.role == router::Role::kDecode) {
+    Say(Kind::kReserved, router::SeqId(s->id), s->attempt).cached_tokens = s->computed;
+    return;
+  }
+  auto kv = std::make_shared<SimKv>();
+  kv->worker = o_.index;
+  kv->tokens = s->length;
+  UpMessage& m = Say(Kind::kAdmitted, router::SeqId(s->id), s->attempt);
+  m.cached_tokens = s->computed;
+  m.kv = std::move(kv);
 }
 
 // Evicts cached blocks until everything counted has room.
 void FastWorker::MakeFree() {
   const int64_t used = int64_t{tree_.total()} + own_;
-  if (used > o_.num_blocks) tree_.Evict(static_cast<uint32_t>(used - o_.num_blocks));
+  if (used <= o_.num_blocks) return;
+  tree_.Evict(static_cast<uint32_t>(used - o_.num_blocks));
+  // Blocks of use are copied before they are the next to go (engine::KvTiers); that the copies keep up is assumed.
+  for (const PrefixTree::Lost& l : tree_.TakeLost()) {
+    if (host_.enabled()) host_.Put(l.origin, l.from, l.to, l.worth);
+  }
 }
 
 // Full blocks of the first `tokens` tokens get their names.
@@ -244,6 +242,10 @@ void FastWorker::Seal(Seq* s, uint32_t tokens) {
 
 void FastWorker::Release(Seq* s) {
   EndPull(s, 0);
+  if (s->loading > 0) {
+    std::erase_if(loads_, [&](const auto& l) { return l.second == s->id; });
+    s->loading = 0;
+  }
   if (s->state == State::kWaiting) {
     waiting_.erase(KeyOf(*s));
     return;
@@ -374,6 +376,7 @@ void FastWorker::Finish(Seq* s, TimeNs now) {
   }
   UpMessage& m = Say(Kind::kFinished, router::SeqId(s->id), s->attempt);
   m.totals.cached_tokens = s->cached;
+  m.totals.host_tokens = s->host;
   m.totals.preemptions = s->preemptions;
   if (!s->admitted) {
     m.totals.prefill_wait_ms = base::ToMs(std::max<TimeNs>(0, s->first_chunk - s->arrived));
@@ -381,12 +384,13 @@ void FastWorker::Finish(Seq* s, TimeNs now) {
   }
   m.totals.decode_ms = base::ToMs(now - s->ready);
   Seal(s, s->length - 1);
-  const PrefixTree::Node node = s->node;
-  const TimeNs park = s->park_ns;
+  const router::Command keep = s->keep;
+  const bool has_keep = s->has_keep;
+  const SpansPtr spans = s->spans;
   finished_[s->id] = s->spans;
   if (finished_.size() > kMaxFinished) finished_.erase(finished_.begin());
   Release(s);
-  if (park > 0) tree_.Pin(node, now + park, o_.num_blocks / 2);
+  if (has_keep) KeepAs(keep, spans, now);
   Erase(s);
   load_wanted_ = true;
 }
@@ -438,6 +442,8 @@ void FastWorker::CutShort(TimeNs now) {
 TimeNs FastWorker::NextEvent() const {
   TimeNs next = mode_ == Mode::kIdle ? kNever : wake_;
   if (!pulls_.empty()) next = std::min(next, pulls_.begin()->first);
+  if (!loads_.empty()) next = std::min(next, loads_.begin()->first);
+  if (!copies_.empty()) next = std::min(next, copies_.begin()->first);
   return next;
 }
 
@@ -459,10 +465,25 @@ void FastWorker::Advance(TimeNs now) {
     prefilling_.insert(KeyOf(*s));
     CutShort(now);
   }
+  while (!loads_.empty() && loads_.begin()->first <= now) {
+    Seq* s = &seqs_.at(loads_.begin()->second);
+    loads_.erase(loads_.begin());
+    EndLoad(s);
+    CutShort(now);
+  }
+  while (!copies_.empty() && copies_.begin()->first <= now) {
+    const Copy c = std::move(copies_.begin()->second);
+    copies_.erase(copies_.begin());
+    if (c.to_host) {
+      StoreOnHost(c.spans, c.worth);
+    } else {
+      EndPrefetch(c.spans, c.until);
+    }
+  }
   if (mode_ != Mode::kIdle && wake_ <= now) Commit(now);
   if (mode_ == Mode::kIdle) {
     boundary_ = now;
-    AdmitWaiting();
+    AdmitWaiting(now);
     Plan(now);
   }
   if (load_wanted_) SayLoad();
@@ -552,7 +573,7 @@ void FastWorker::Plan(TimeNs now) {
     AS_CHECK_GT(active_.size(), 1u) << "a single sequence does not fit the pool";
     Preempt(&seqs_.at(active_.rbegin()->id));
   }
-  AdmitWaiting();
+  AdmitWaiting(now);
   MakeFree();
   if (prefilling_.empty() || !PlanMixed(now)) PlanSteady(now);
 }
@@ -609,6 +630,9 @@ void FastWorker::SayLoad() {
   l.cached_blocks = tree_.cached();
   l.preemptions = stats_.preemptions;
   l.steps = stats_.steps;
+  l.parked_blocks = tree_.pinned();
+  l.host_blocks = host_.stored();
+  l.host_total_blocks = host_.capacity();
 }
 
 void FastWorker::CheckInvariants() const {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/rng.h"
+#include "tools/sim/host_runs.h"
 #include "tools/sim/prefix_tree.h"
 #include "tools/sim/worker.h"
 
@@ -61,7 +62,10 @@ class FastWorker final : public SimWorker {
     uint32_t peer = 0;
     TimeNs pull_from = 0, pull_done = 0, admitted_at = 0;
     TimeNs arrived = 0, first_chunk = -1, ready = -1;
-    TimeNs park_ns = 0;
+    uint32_t host = 0;      // of `cached`, tokens from host memory
+    uint32_t loading = 0;   // blocks, while a copy from host memory runs
+    bool has_keep = false;  // what to do with its KV at its end
+    router::Command keep;
   };
   struct Key {
     int64_t rank;
@@ -88,9 +92,16 @@ class FastWorker final : public SimWorker {
   void EndPull(Seq* s, TimeNs now);
   void Recompute(Seq* s, TimeNs now);
   void Cancel(Seq* s, TimeNs now);
-  void Park(const router::Command& c, TimeNs now);
-  void AdmitWaiting();
-  bool Admit(Seq* s);
+  void Retain(const router::Command& c, TimeNs now);
+  void KeepAs(const router::Command& c, const SpansPtr& spans, TimeNs now);
+  void Prefetch(const router::Command& c, TimeNs now);
+  void EndPrefetch(const SpansPtr& spans, TimeNs until);
+  void StoreOnHost(const SpansPtr& spans, uint32_t worth);
+  bool BeginLoad(Seq* s, TimeNs now);
+  void EndLoad(Seq* s);
+  void AdmitWaiting(TimeNs now);
+  bool Admit(Seq* s, TimeNs now);
+  void AnswerReserve(Seq* s);
   void MakeFree();
   void Seal(Seq* s, uint32_t tokens);
   void Release(Seq* s);
@@ -126,8 +137,18 @@ class FastWorker final : public SimWorker {
   std::set<Key> prefilling_;                           // runnable, with blocks, prompt not computed
   std::set<std::pair<uint64_t, uint64_t>> finishing_;  // decoding: (counter at the end, id)
   std::set<std::pair<TimeNs, uint64_t>> pulls_;        // (end, id)
-  std::map<uint64_t, SpansPtr> finished_;              // for a late Park, newest 256
-  std::vector<uint32_t> residues_;                     // decoding sequences by (length - counter) mod block
+  std::set<std::pair<TimeNs, uint64_t>> loads_;        // (end, id), from host memory
+  struct Copy {
+    SpansPtr spans;
+    TimeNs until = 0;    // of a prefetch
+    uint32_t worth = 0;  // of a store
+    bool to_host = false;
+  };
+  std::multimap<TimeNs, Copy> copies_;  // by their end
+  TimeNs host_link_free_ = 0;           // copies share one link, each direction
+  HostRuns host_;
+  std::map<uint64_t, SpansPtr> finished_;  // for a late Park, newest kMaxFinished
+  std::vector<uint32_t> residues_;         // decoding sequences by (length - counter) mod block
   std::vector<uint64_t> gone_;
   uint64_t next_arrival_ = 0;
   uint64_t counter_ = 0, context_ = 0;  // decode steps; tokens of the decoding sequences

@@ -15,6 +15,8 @@ void PrefixTree::Clear() {
   free_.clear();
   by_origin_.clear();
   pinned_.clear();
+  leaves_.clear();
+  lost_.clear();
   total_ = locked_ = pinned_blocks_ = 0;
 }
 
@@ -32,20 +34,31 @@ PrefixTree::Node PrefixTree::New() {
   return n;
 }
 
-void PrefixTree::Append(Node n) { InsertAfter(n, nodes_[kRoot].lru_prev); }
-
-void PrefixTree::InsertAfter(Node n, Node at) {
-  Entry& e = nodes_[n];
-  e.lru_prev = at;
-  e.lru_next = nodes_[at].lru_next;
-  nodes_[at].lru_next = n;
-  nodes_[e.lru_next].lru_prev = n;
+uint32_t PrefixTree::WorthOf(const Entry& e) const {
+  const uint32_t worth = e.shared ? kSharedWorth * e.worth : e.worth;
+  return e.clean ? worth / kCleanDivisor : worth;
 }
 
-void PrefixTree::Detach(Node n) {
+// Puts a node into leaves_, out of it or elsewhere in it, as its state asks for.
+void PrefixTree::Refile(Node n) {
   Entry& e = nodes_[n];
-  nodes_[e.lru_prev].lru_next = e.lru_next;
-  nodes_[e.lru_next].lru_prev = e.lru_prev;
+  if (e.leaf) leaves_.erase(e.key);
+  e.leaf = n != kRoot && e.live && e.locks == 0 && e.children == 0;
+  if (!e.leaf) return;
+  if (e.pinned_until != 0) {
+    e.key = {3, static_cast<uint64_t>(e.pinned_until), e.tick, n};
+  } else if (e.final) {
+    e.key = {0, 0, e.tick, n};
+  } else {
+    e.key = {2, e.clock + WorthOf(e), e.tick, n};
+  }
+  leaves_.insert(e.key);
+}
+
+void PrefixTree::Released(Node n) {
+  nodes_[n].clock = clock_;
+  nodes_[n].tick = ++tick_;
+  Refile(n);
 }
 
 // [from, at) becomes a new node above; `n` keeps [at, to), its children and its holds.
@@ -62,9 +75,12 @@ PrefixTree::Node PrefixTree::Split(Node n, uint32_t at) {
   h.pinned_until = e.pinned_until;
   if (h.pinned_until != 0) pinned_.push_back(head);
   h.locks = e.locks > 0 ? 1 : 0;
+  h.worth = e.worth;
+  h.clock = e.clock;
+  h.tick = e.tick;
+  h.clean = e.clean;
   e.from = at;
   e.parent = head;
-  if (e.locks == 0) InsertAfter(head, n);  // released with its child, which goes first
   h.next_of_origin = e.next_of_origin;
   e.next_of_origin = head;
   return head;
@@ -115,18 +131,14 @@ PrefixTree::Node PrefixTree::Insert(std::span<const workload::Span> spans, uint3
     e.from = have;
     e.to = to;
     e.parent = parent;
-    ++nodes_[parent].children;
+    if (++nodes_[parent].children > 1) nodes_[parent].shared = true;
     const auto [it, fresh] = by_origin_.try_emplace(e.origin, n);
     if (!fresh) {
       e.next_of_origin = nodes_[it->second].next_of_origin;
       nodes_[it->second].next_of_origin = n;
     }
-    // Released with its parent if that is unlocked: children stand before parents.
-    if (parent == kRoot || nodes_[parent].locks > 0) {
-      Append(n);
-    } else {
-      InsertAfter(n, nodes_[parent].lru_prev);
-    }
+    Refile(parent);
+    Released(n);
     total_ += to - have;
     have = to;
     parent = n;
@@ -152,7 +164,8 @@ uint32_t PrefixTree::UnlockedOnPath(Node n) const {
 
 void PrefixTree::Lock(Node n) {
   while (n != kRoot && nodes_[n].locks++ == 0) {
-    Detach(n);
+    Refile(n);
+    nodes_[n].final = false;
     locked_ += nodes_[n].to - nodes_[n].from;
     n = nodes_[n].parent;
   }
@@ -162,7 +175,7 @@ void PrefixTree::Unlock(Node n) {
   while (n != kRoot) {
     AS_CHECK_GT(nodes_[n].locks, 0u);
     if (--nodes_[n].locks > 0) return;
-    Append(n);
+    Released(n);
     locked_ -= nodes_[n].to - nodes_[n].from;
     n = nodes_[n].parent;
   }
@@ -182,9 +195,10 @@ void PrefixTree::Forget(Node n) {
     while (nodes_[k].next_of_origin != n) k = nodes_[k].next_of_origin;
     nodes_[k].next_of_origin = e.next_of_origin;
   }
-  Detach(n);
-  --nodes_[e.parent].children;
   e.live = false;
+  Refile(n);
+  --nodes_[e.parent].children;
+  Refile(e.parent);
   free_.push_back(n);
 }
 
@@ -192,6 +206,8 @@ void PrefixTree::Forget(Node n) {
 uint32_t PrefixTree::Trim(Node n, uint32_t blocks) {
   Entry& e = nodes_[n];
   const uint32_t take = std::min(blocks, e.to - e.from);
+  const uint32_t worth = e.shared ? kSharedWorth * e.worth : e.worth;
+  if (!e.final && !e.clean && worth > kBaseWorth) lost_.push_back({e.origin, e.to - take, e.to, worth});
   e.to -= take;
   total_ -= take;
   evicted_ += take;
@@ -205,74 +221,101 @@ uint32_t PrefixTree::Trim(Node n, uint32_t blocks) {
 
 void PrefixTree::Evict(uint32_t blocks) {
   AS_CHECK_LE(blocks, cached());
-  for (const bool pinned_too : {false, true}) {
-    Node n = nodes_[kRoot].lru_next;
-    while (blocks > 0 && n != kRoot) {
-      const Node next = nodes_[n].lru_next;
-      const bool skip = nodes_[n].children > 0 || (nodes_[n].pinned_until != 0 && !pinned_too);
-      if (!skip) blocks -= Trim(n, blocks);
-      n = next;
-    }
+  while (blocks > 0) {
+    AS_CHECK(!leaves_.empty());
+    const auto& [rank, due, tick, n] = *leaves_.begin();
+    if (rank == 2) clock_ = std::max(clock_, due);
+    blocks -= Trim(n, blocks);
   }
-  AS_CHECK_EQ(blocks, 0u);
 }
 
 void PrefixTree::Pin(Node n, int64_t until, uint32_t most_blocks) {
   for (; n != kRoot; n = nodes_[n].parent) {
     Entry& e = nodes_[n];
     const uint32_t size = e.to - e.from;
-    if (until == 0) {
-      if (e.pinned_until != 0 && e.children <= 1) pinned_blocks_ -= size, e.pinned_until = 0;
-      continue;
-    }
     if (e.pinned_until == 0) {
       if (pinned_blocks_ + size > most_blocks) continue;
       pinned_blocks_ += size;
       pinned_.push_back(n);
     }
     e.pinned_until = std::max(e.pinned_until, until);
+    Refile(n);
   }
 }
 
 void PrefixTree::ExpirePins(int64_t now) {
+  if (now < pins_checked_ + kPinGrain) return;
+  pins_checked_ = now;
   std::erase_if(pinned_, [&](Node n) {
     Entry& e = nodes_[n];
     if (e.live && e.pinned_until > now) return false;
     if (e.live && e.pinned_until != 0) {
       pinned_blocks_ -= e.to - e.from;
       e.pinned_until = 0;
+      Refile(n);
     }
     return true;
   });
 }
 
-void PrefixTree::CheckInvariants() const {
-  uint32_t total = 0, locked = 0, unlocked_nodes = 0;
-  std::vector<uint32_t> children(nodes_.size(), 0), position(nodes_.size(), 0);
-  uint32_t at = 0;
-  for (Node n = nodes_[kRoot].lru_next; n != kRoot; n = nodes_[n].lru_next) {
-    position[n] = ++at;
-    AS_CHECK_EQ(nodes_[n].locks, 0u);
-    AS_CHECK(nodes_[nodes_[n].lru_next].lru_prev == n);
+void PrefixTree::Unpin(Node n) {
+  for (; n != kRoot && !nodes_[n].shared && nodes_[n].children <= 1; n = nodes_[n].parent) {
+    Entry& e = nodes_[n];
+    if (e.pinned_until == 0) continue;
+    pinned_blocks_ -= e.to - e.from;
+    e.pinned_until = 0;
+    Refile(n);
   }
+}
+
+void PrefixTree::SetWorth(Node n, uint32_t worth) {
+  for (; n != kRoot; n = nodes_[n].parent) {
+    Entry& e = nodes_[n];
+    e.worth = worth;
+    e.final = false;
+    e.clock = clock_;
+    Refile(n);
+  }
+}
+
+void PrefixTree::MakeFinal(Node n) {
+  bool own = true;
+  for (; n != kRoot && own; n = nodes_[n].parent) {
+    Entry& e = nodes_[n];
+    own = !e.shared && e.children <= 1 && e.locks == 0 && e.pinned_until == 0;
+    if (!own) break;
+    e.final = true;
+    Refile(n);
+  }
+}
+
+void PrefixTree::SetClean(Node n, bool clean) {
+  nodes_[n].clean = clean;
+  Refile(n);
+}
+
+void PrefixTree::CheckInvariants() const {
+  uint32_t total = 0, locked = 0, leaves = 0;
+  std::vector<uint32_t> children(nodes_.size(), 0);
   for (Node n = 1; n < nodes_.size(); ++n) {
     const Entry& e = nodes_[n];
     if (!e.live) continue;
     AS_CHECK_LT(e.from, e.to);
     total += e.to - e.from;
     if (e.locks > 0) locked += e.to - e.from;
-    if (e.locks == 0) ++unlocked_nodes;
+    AS_CHECK_EQ(e.leaf, e.locks == 0 && e.children == 0);
+    AS_CHECK(!e.leaf || leaves_.contains(e.key));
+    leaves += e.leaf;
     ++children[e.parent];
     if (e.parent == kRoot) continue;
     AS_CHECK(nodes_[e.parent].live);
     AS_CHECK_EQ(nodes_[e.parent].to, e.from);
     AS_CHECK(e.locks == 0 || nodes_[e.parent].locks > 0) << "locked below an unlocked parent";
-    if (nodes_[e.parent].locks == 0) AS_CHECK_LT(position[n], position[e.parent]);
   }
   for (Node n = 1; n < nodes_.size(); ++n) {
     if (nodes_[n].live) AS_CHECK_EQ(children[n], nodes_[n].children);
   }
-  AS_CHECK_EQ(at, unlocked_nodes);
+  AS_CHECK_EQ(leaves, leaves_.size());
   AS_CHECK_EQ(total, total_);
   AS_CHECK_EQ(locked, locked_);
 }

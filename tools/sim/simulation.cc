@@ -152,6 +152,7 @@ class Simulation {
   uint64_t order_ = 0, next_call_ = 1, next_program_ = 0;
   uint64_t hash_ = 0xcbf29ce484222325ull, handled_ = 0, calls_ended_ = 0;
   uint64_t incarnations_ = 0;
+  size_t sessions_begun_ = 0;
   bool gave_up_ = false;
 };
 
@@ -186,6 +187,8 @@ router::CoreConfig Simulation::Config() const {
   const double prefill = model_.PrefillMs(8192, 0, model_.calibration().step_tokens) / 8192;
   c.agent.cost.per_output_token = model_.DecodeBaseMs(32) / 32 / prefill;
   c.agent.cost.per_output_context_token = model_.ContextMs(32) / prefill;
+  // Keeping KV for programs is a layer of the agent policy; the others are compared with plain caches.
+  c.agent.retain = o_.policy == "agent";
   if (o_.configure) o_.configure(&c);
   return c;
 }
@@ -201,6 +204,8 @@ void Simulation::MakeWorkers() {
     s.options.num_blocks = o_.num_blocks > 0 ? o_.num_blocks : static_cast<uint32_t>(std::max(1.0, blocks));
     s.options.max_batch = o_.max_batch > 0 ? o_.max_batch : k.max_batch;
     s.options.step_tokens = std::max(decode ? k.step_tokens : k.prefill_step_tokens, s.options.max_batch);
+    if (decode)
+      s.options.host_blocks = static_cast<uint32_t>(o_.host_gib * 1073741824.0 / (k.bytes_per_token * o_.block_tokens));
     s.options.infinite_cache = o_.infinite_cache;
     s.options.index = i;
     router::WorkerInfo& info = s.info;
@@ -212,6 +217,8 @@ void Simulation::MakeWorkers() {
     info.layout_fingerprint = 7;
     info.block_tokens = o_.block_tokens;
     info.num_blocks = s.options.num_blocks;
+    info.block_bytes = static_cast<uint64_t>(k.bytes_per_token * o_.block_tokens);
+    info.prefill_tokens_per_s = 8192e3 / model_.PrefillMs(8192, 0, s.options.step_tokens);
     info.context_length = s.options.context_length;
     info.max_batch = s.options.max_batch;
   }
@@ -466,6 +473,7 @@ void Simulation::ScheduleTick() {
 void Simulation::Handle(const Event& e) {
   switch (e.kind) {
     case EventKind::kSession:
+      ++sessions_begun_;
       replay_.Start(e.a, e.b, now_);
       ScheduleReady();
       if (gaps_ != nullptr) {
@@ -510,7 +518,8 @@ void Simulation::Handle(const Event& e) {
 }
 
 bool Simulation::Done() const {
-  if (o_.arrivals == workload::ArrivalKind::kTrace) return false;  // until nothing is left
+  if (o_.arrivals == workload::ArrivalKind::kTrace)
+    return sessions_begun_ == w_.programs.size() && replay_.sessions() == 0;
   return now_ >= FromSeconds(o_.duration_s) && replay_.counted_open() == 0;
 }
 

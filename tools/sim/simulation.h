@@ -36,6 +36,7 @@ struct SimOptions {
   uint32_t block_tokens = 16;
   // 0: the calibration's.
   uint32_t num_blocks = 0, max_batch = 0;
+  double host_gib = 0;  // of a decode worker's host tier
   bool infinite_cache = false;
   Hints hints = Hints::kIds;
   uint32_t tenants = 0;  // > 0: sessions are dealt to so many tenants instead of the workload's own

@@ -23,6 +23,7 @@ struct WorkerOptions {
   uint32_t max_batch = 64;
   uint32_t step_tokens = 512;
   uint32_t context_length = 131072;
+  uint32_t host_blocks = 0;  // of the host tier; 0 = none
   // Every prefix that was ever here costs no compute (an oracle's cache); its blocks still take room while in use.
   bool infinite_cache = false;
   // Tokens are told to the router this often at most (fast workers only); ends and first tokens at once.

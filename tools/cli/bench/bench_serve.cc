@@ -243,10 +243,12 @@ int RunBenchServe(int argc, const char* const* argv) {
 
 int RunBench(int argc, const char* const* argv) {
   const std::string word = argc > 1 ? argv[1] : "";
+  if (word == "agents") return RunBenchAgents(argc - 1, argv + 1);
   if (word == "serve") return RunBenchServe(argc - 1, argv + 1);
 #ifdef AGENTSERVE_HAS_OFFLINE
   if (word == "step") return RunBenchStep(argc - 1, argv + 1);
   if (word == "prefill") return RunBenchPrefill(argc - 1, argv + 1);
+  if (word == "calibrate") return RunBenchCalibrate(argc - 1, argv + 1);
 #endif
   if (word == "kernels") return RunBenchKernels(argc - 1, argv + 1);
   if (word == "handoff") return RunBenchHandoff(argc - 1, argv + 1);
@@ -254,11 +256,13 @@ int RunBench(int argc, const char* const* argv) {
   std::fprintf(help ? stdout : stderr,
                "agentserve bench: measures.\n\nUsage: agentserve bench KIND [flags]\n\nKinds:\n"
                "  serve    load a running server over HTTP and report latencies and rates\n"
+               "  agents   let simulated agents work against a running server, closed loop\n"
                "  kernels  run the benches of the single operations\n"
                "  handoff  run the benches of moving KV between workers\n%s",
 #ifdef AGENTSERVE_HAS_OFFLINE
                "  step     run the model in this process: decode steps over batch sizes and contexts\n"
                "  prefill  run the model in this process: prompts from end to end\n"
+               "  calibrate  run the model in this process: step times for `agentserve sim`\n"
 #else
                ""
 #endif
