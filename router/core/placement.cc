@@ -26,7 +26,7 @@ Verdict Judge(const Worker& w, const CoreConfig& config, const PlacementQuery& q
   if (w.saturated) return Verdict::kSaturated;
   if (w.info.context_length != 0 && q.tokens >= w.info.context_length) return Verdict::kTooLong;
   if (w.sequences.size() >= BatchCap(w, config, q)) return Verdict::kNoSlot;
-  if (q.fresh && w.gated && w.id != q.sticky) return Verdict::kGated;
+  if (q.fresh && w.gated && !(q.resident && w.id == q.sticky)) return Verdict::kGated;
   const Booking b = BookingFor(w, q);
   // An empty worker takes anything its pool can hold, or the queue would never move.
   if (w.sequences.empty()) return b.unreflected <= w.TotalBlocks() ? Verdict::kFits : Verdict::kNoBlocks;

@@ -17,7 +17,8 @@ struct PlacementQuery {
   uint32_t tokens = 0;         // to have KV for: prompt and generated so far
   uint32_t expected_more = 0;  // output still expected
   WorkerId sticky;             // last decode worker of the program, or none
-  bool fresh = false;          // gated workers do not take it, except the sticky one
+  bool fresh = false;          // gated workers do not take it...
+  bool resident = false;       // ...except the sticky one, which has its KV
   double overflow = 1;         // factor on the batch cap
   bool by_prefix = true;       // L7: cached prefixes count; else the least batch
   bool append_local = true;    // L4: new tokens decide where prefill runs; else all tokens

@@ -254,7 +254,7 @@ class RouterCore {
   OutputPredictor predictor_;
   ProgramSizes sizes_;
   OrderContext order_context_;
-  uint64_t learned_calls_ = 0;
+  uint64_t learned_calls_ = 0, estimated_calls_ = 0;
   PrefixMemory prefixes_;
   ToolStats tool_stats_;
   DecisionLog decisions_;

@@ -96,7 +96,11 @@ PlacementQuery RouterCore::QueryFor(const Sequence& s, const Request& r, const C
   if (p != nullptr) q.sticky = p->last_decode;
   if (!queue_.lane(r.lane).policy.agent) return q;
   const AgentPolicyOptions& o = config_.agent;
-  q.fresh = o.gate && r.fresh && pick.reason != PickReason::kAged && pick.reason != PickReason::kDeadline;
+  if (o.gate && !pick.through_gate) {
+    const Worker* last = p == nullptr ? nullptr : workers_.Find(p->last_decode);
+    q.fresh = true;
+    q.resident = last != nullptr && (p->Running() > 1 || gate_.Resident(p->serial, *last));
+  }
   q.by_prefix = o.route;
   q.append_local = o.placement;
   if (o.route && !r.fresh) q.wait_for_tokens = config_.prefill_threshold;
@@ -214,6 +218,9 @@ void RouterCore::Dispatch(Sequence* s, const Placement& p, TimeNs now) {
   if (!s->first_dispatch_done) {
     s->first_dispatch_done = true;
     s->timeline.queue_ms = base::ToMs(now - r.queued_since);
+  }
+  if (const Program* program = r.program.empty() ? nullptr : programs_.Find(r.program); program != nullptr) {
+    gate_.OnBack(program->serial);
   }
   s->dispatched_at = now;
   s->attached = false;
