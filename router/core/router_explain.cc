@@ -23,6 +23,7 @@ void RouterCore::FillRecord(const Sequence& s, const Request& r, DecisionRecord*
   d->program_attained = p == nullptr ? 0 : p->attained;
   d->program_remaining = RemainingCost(r, p, d->call_cost);
   d->queue_depth = r.queue_depth;
+  d->kv_kept = std::string(retention_.LastReason(r.program));
   d->overtaken = s.overtaken;
   for (size_t i = 0; i < kNumWaitReasons; ++i) d->waited_for[i] = s.waits.count[i];
   d->last_wait = s.waits.last;

@@ -45,6 +45,10 @@ void AddFlags(Config* c, base::FlagSet* f) {
   f->Add("out-cap", &c->out_cap, "coding: most output tokens of a call", "Workload");
   f->Add("jobs-per-session", &c->jobs_per_session, "coding: sessions are cut after so many user turns; 0 = whole",
          "Workload");
+  f->Add("in-scale", &c->source.in_scale, "prompt sizes are multiplied by this", "Workload");
+  f->Add("out-scale", &c->source.out_scale, "output sizes are multiplied by this", "Workload");
+  f->Add("forget-outputs", &c->source.forget_outputs, "later prompts share earlier prompts, but not the answers",
+         "Workload");
   f->Add("most-requests", &c->most_requests, "request traces: use only so many; 0 = all", "Workload");
   f->Add("tenants", &c->tenants, "deal sessions to so many tenants; 0 = the workload's own", "Workload");
   f->Add("heavy-tenant", &c->source.generate.heavy_tenant, "generators: share of the sessions that tenant 0 sends",

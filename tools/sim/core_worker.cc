@@ -60,10 +60,16 @@ class CoreWorkerBase : public SimWorker {
     if (step_ != nullptr && step_end_ <= now) EndStep(now);
     if (core_.core.NextDeadline() <= now) StepCore(Tick(), now);
     More(now);
+    while (!copies_.empty() && copies_.begin()->first <= now) {
+      const engine::CopyEnded ended = copies_.begin()->second;
+      copies_.erase(copies_.begin());
+      StepCore(ended, now);
+    }
     Turn(now);
   }
   TimeNs NextEvent() const override {
-    return std::min({step_ == nullptr ? kNever : step_end_, core_.core.NextDeadline(), Other()});
+    const TimeNs copy = copies_.empty() ? kNever : copies_.begin()->first;
+    return std::min({step_ == nullptr ? kNever : step_end_, core_.core.NextDeadline(), Other(), copy});
   }
   size_t size() const override { return core_.core.size(); }
   WorkerStats stats() const override {
@@ -92,6 +98,15 @@ class CoreWorkerBase : public SimWorker {
   void StepCore(const Event& e, TimeNs now) {
     core_.core.Step(e, now);
     Handle(now);
+  }
+
+  // One copy after the other on the host link.
+  void Copy(const engine::HostCopy& e, TimeNs now) {
+    const double bytes = static_cast<double>(e.blocks.size()) * o_.block_tokens * model_.calibration().bytes_per_token;
+    const TimeNs took = FromMs(model_.HostCopyMs(bytes));
+    TimeNs& link = host_link_free_[e.to_host];
+    link = std::max(link, now) + took;
+    copies_.emplace(link, engine::CopyEnded{e.job, static_cast<uint32_t>(e.blocks.size()), false, took});
   }
 
   engine::SequenceSpec SpecOf(const Order& order) const {
@@ -172,6 +187,8 @@ class CoreWorkerBase : public SimWorker {
   TimeNs step_end_ = 0;
   double busy_ns_ = 0;
   bool load_wanted_ = false;
+  std::multimap<TimeNs, engine::CopyEnded> copies_;  // to and from host memory, by their end
+  TimeNs host_link_free_[2] = {0, 0};
 };
 
 engine::Planner::Options PlannerOptions(const WorkerOptions& o) {
@@ -279,16 +296,10 @@ class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
       using decode_worker::PullOutcome;
       EndPull(due->first, due->second.aborted ? PullOutcome::kAborted : PullOutcome::kOk, now);
     }
-    while (!copies_.empty() && copies_.begin()->first <= now) {
-      const engine::CopyEnded ended = copies_.begin()->second;
-      copies_.erase(copies_.begin());
-      StepCore(ended, now);
-    }
   }
   TimeNs Other() const override {
     TimeNs next = kNever;
     for (const auto& [seq, p] : pulls_) next = std::min(next, p.due);
-    if (!copies_.empty()) next = std::min(next, copies_.begin()->first);
     return next;
   }
 
@@ -332,14 +343,7 @@ class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
     const auto it = pulls_.find(e.seq);
     if (it != pulls_.end()) it->second.aborted = true, it->second.due = now;
   }
-  // One copy after the other on the host link.
-  void On(const decode_worker::HostCopy& e, TimeNs now) {
-    const double bytes = static_cast<double>(e.blocks.size()) * o_.block_tokens * model_.calibration().bytes_per_token;
-    const TimeNs took = FromMs(model_.HostCopyMs(bytes));
-    TimeNs& link = host_link_free_[e.to_host];
-    link = std::max(link, now) + took;
-    copies_.emplace(link, engine::CopyEnded{e.job, static_cast<uint32_t>(e.blocks.size()), false, took});
-  }
+  void On(const decode_worker::HostCopy& e, TimeNs now) { Copy(e, now); }
   void On(const decode_worker::KvReady& e, TimeNs) {
     router::KvReady& r = Say(Kind::kKvReady, e.seq, Attempt(e.seq)).ready;
     r.bytes = e.bytes;
@@ -379,8 +383,6 @@ class CoreDecode final : public CoreWorkerBase<DecodeTypes> {
 
   std::map<SeqId, std::pair<uint32_t, uint32_t>> peer_;  // prefill worker, tokens of the last chunk
   std::map<SeqId, Pull> pulls_;
-  std::multimap<TimeNs, engine::CopyEnded> copies_;  // by their end
-  TimeNs host_link_free_[2] = {0, 0};
 };
 
 struct PrefillTypes {
@@ -423,11 +425,16 @@ class CorePrefill final : public CoreWorkerBase<PrefillTypes> {
   void PeerLost(uint32_t, TimeNs) override {}
 
  private:
-  void Handle(TimeNs) override {
+  void Handle(TimeNs now) override {
     for (const prefill_worker::Effect& e : core_.core.TakeEffects()) {
+      if (const auto* copy = std::get_if<engine::HostCopy>(&e)) {
+        Copy(*copy, now);
+        continue;
+      }
       std::visit([&](const auto& x) { On(x); }, e);
     }
   }
+  void On(const engine::HostCopy&) {}
   router::OpaquePtr Offer(const std::vector<prefill_worker::OfferedBlock>& blocks, uint32_t tail) const {
     auto remote = std::make_shared<decode_worker::RemoteKv>();
     for (const prefill_worker::OfferedBlock& b : blocks) {

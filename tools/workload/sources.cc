@@ -23,9 +23,7 @@ absl::StatusOr<Workload> OpenTrace(const SourceOptions& o) {
       base::ToAbsl(StrCat("unknown workload \"", o.name, "\"; known are: ", WorkloadNames())));
 }
 
-}  // namespace
-
-absl::StatusOr<Workload> OpenWorkload(const SourceOptions& o) {
+absl::StatusOr<Workload> Open(const SourceOptions& o) {
   if (o.name.starts_with("rows:")) {
     Workload w;
     AS_RETURN_IF_ERROR(ReadRows(o.name.substr(5), &w));
@@ -40,6 +38,17 @@ absl::StatusOr<Workload> OpenWorkload(const SourceOptions& o) {
   if (w.ok() || !absl::IsNotFound(w.status())) return w;
   return absl::NotFoundError(
       base::ToAbsl(StrCat(base::MessageOf(w.status()), "; name the folder that holds traces/ with --data")));
+}
+
+}  // namespace
+
+absl::StatusOr<Workload> OpenWorkload(const SourceOptions& o) {
+  if (!(o.in_scale > 0 && o.out_scale > 0)) return absl::InvalidArgumentError("scales must be above 0");
+  AS_ASSIGN_OR_RETURN(Workload w, Open(o));
+  if (o.in_scale != 1 || o.out_scale != 1) Scale(o.in_scale, o.out_scale, &w);
+  if (o.forget_outputs) ForgetOutputs(&w);
+  AS_RETURN_IF_ERROR(Validate(w));
+  return w;
 }
 
 std::string WorkloadNames() {

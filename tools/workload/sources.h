@@ -18,7 +18,9 @@ struct SourceOptions {
   GenerateOptions generate;  // shape is set from the name
   CodingOptions coding;
   size_t most_requests = 0;  // of request traces; 0 = all
-  bool characters = true;    // published trajectories: prompt sizes of the published run
+  double in_scale = 1, out_scale = 1;
+  bool forget_outputs = false;
+  bool characters = true;  // published trajectories: prompt sizes of the published run
 };
 absl::StatusOr<Workload> OpenWorkload(const SourceOptions& options);
 // For help texts.

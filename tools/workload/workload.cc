@@ -71,6 +71,30 @@ absl::Status Validate(const Workload& w) {
   return absl::OkStatus();
 }
 
+void Scale(double in, double out, Workload* w) {
+  const auto scaled = [](uint32_t tokens, double by) { return static_cast<uint32_t>(std::max(1.0, tokens * by)); };
+  for (Program& p : w->programs) {
+    p.prefix_tokens = p.prefix_tokens == 0 ? 0 : scaled(p.prefix_tokens, in);
+    for (Call& c : p.calls) c.in = scaled(c.in, in), c.out = scaled(c.out, out);
+  }
+  for (Program& p : w->programs) {
+    for (Call& c : p.calls) {
+      if (c.ref == kNone) continue;
+      const Call& r = (c.ref_program == kNone ? p : w->programs[c.ref_program]).calls[c.ref];
+      c.lcp = std::min({scaled(c.lcp, in), c.in, r.in + r.out});
+    }
+  }
+}
+
+void ForgetOutputs(Workload* w) {
+  for (Program& p : w->programs) {
+    for (Call& c : p.calls) {
+      if (c.ref == kNone) continue;
+      c.lcp = std::min(c.lcp, (c.ref_program == kNone ? p : w->programs[c.ref_program]).calls[c.ref].in);
+    }
+  }
+}
+
 uint64_t OriginOf(uint64_t program, uint64_t call, uint64_t instance) {
   base::SplitMix64 mix(program * 0x9e3779b97f4a7c15ull ^ (call + 1) * 0xc2b2ae3d27d4eb4full ^
                        instance * 0x165667b19e3779f9ull);

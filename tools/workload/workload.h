@@ -71,6 +71,12 @@ struct Span {
 std::vector<Span> Spans(const Workload& w, uint32_t program, uint32_t call, uint64_t instance);
 uint64_t OriginOf(uint64_t program, uint64_t call, uint64_t instance);
 
+// Multiplies prompt sizes (with shared prefixes) and output sizes; results are at least 1.
+void Scale(double in, double out, Workload* w);
+// Prompts share earlier prompts only, not what was generated after them: as when a client's record of an answer is not
+// token for token what the model made.
+void ForgetOutputs(Workload* w);
+
 // One JSON object a line: header, then a row per call in order.
 absl::Status WriteRows(const Workload& w, const std::string& file);
 absl::Status ReadRows(const std::string& file, Workload* w);

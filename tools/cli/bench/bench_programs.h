@@ -7,5 +7,7 @@ namespace agentserve::tools {
 // code.
 int RunBenchKernels(int argc, const char* const* argv);
 int RunBenchHandoff(int argc, const char* const* argv);
+// `agentserve bench agents`: agent workloads against a running cluster.
+int RunBenchAgents(int argc, const char* const* argv);
 
 }  // namespace agentserve::tools

@@ -243,6 +243,7 @@ int RunBenchServe(int argc, const char* const* argv) {
 
 int RunBench(int argc, const char* const* argv) {
   const std::string word = argc > 1 ? argv[1] : "";
+  if (word == "agents") return RunBenchAgents(argc - 1, argv + 1);
   if (word == "serve") return RunBenchServe(argc - 1, argv + 1);
 #ifdef AGENTSERVE_HAS_OFFLINE
   if (word == "step") return RunBenchStep(argc - 1, argv + 1);
@@ -255,6 +256,7 @@ int RunBench(int argc, const char* const* argv) {
   std::fprintf(help ? stdout : stderr,
                "agentserve bench: measures.\n\nUsage: agentserve bench KIND [flags]\n\nKinds:\n"
                "  serve    load a running server over HTTP and report latencies and rates\n"
+               "  agents   let simulated agents work against a running server, closed loop\n"
                "  kernels  run the benches of the single operations\n"
                "  handoff  run the benches of moving KV between workers\n%s",
 #ifdef AGENTSERVE_HAS_OFFLINE
