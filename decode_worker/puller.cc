@@ -1,5 +1,7 @@
 #include "decode_worker/puller.h"
 
+#include <sys/prctl.h>
+
 #include <algorithm>
 #include <chrono>
 #include <utility>
@@ -103,6 +105,7 @@ void PeerPuller::TellStatus() {
 }
 
 void PeerPuller::Run() {
+  prctl(PR_SET_TIMERSLACK, 1000);  // sleeps end within a microsecond; by default 50 late, much against a layer's time
   TellStatus();
   bool busy = false;
   while (Collect(/*wait=*/!busy)) {
@@ -127,36 +130,37 @@ void PeerPuller::Run() {
   for (auto& [seq, job] : jobs_) End(&job, PullOutcome::kAborted);
 }
 
+bool PeerPuller::Posted() const {
+  return stop_ || announce_ || !starts_.empty() || !finishes_.empty() || !aborts_.empty();
+}
+
+void PeerPuller::Sleep(std::unique_lock<std::mutex>& lock) {
+  const bool following = std::any_of(jobs_.begin(), jobs_.end(), [](const auto& j) { return j.second.following; });
+  if (!following || !remote_) return cv_.wait(lock, [this] { return Posted(); });
+  std::chrono::nanoseconds sleep = quiet_rounds_ < kQuietRounds ? remote_->poll_every() : kFollowQuietly;
+  if (remote_->poll_every().count() == 0) {
+    sleep = std::chrono::nanoseconds(pace_.SleepNs(base::MonotonicClock().Now()));
+    if (sleep.count() == 0) return;
+  }
+  cv_.wait_for(lock, sleep, [this] { return Posted(); });
+}
+
 bool PeerPuller::Collect(bool wait) {
   std::unique_lock lock(mu_);
-  const auto posted = [&] { return stop_ || announce_ || !starts_.empty() || !finishes_.empty() || !aborts_.empty(); };
   quiet_rounds_ = wait ? quiet_rounds_ + 1 : 0;
-  const bool following = std::any_of(jobs_.begin(), jobs_.end(), [](const auto& j) { return j.second.following; });
-  if (wait && following && remote_) {
-    cv_.wait_for(lock, quiet_rounds_ < kQuietRounds ? remote_->poll_every() : kFollowQuietly, posted);
-  } else if (wait) {
-    cv_.wait(lock, posted);
-  }
+  if (wait) Sleep(lock);
   for (StartPull& start : starts_) {
     Job job;
-    job.refs = RefsOf(start.kv);
-    job.copied.assign(start.blocks.size(), 0);
-    job.digests.assign(start.blocks.size(), 0);
-    job.pull = std::move(start);
-    jobs_.emplace(job.pull.seq, std::move(job));
+    job.pull = kvstore::LayerPull(pool_->layout(), {RefsOf(start.kv), start.blocks, start.first});
+    job.start = std::move(start);
+    jobs_.emplace(job.start.seq, std::move(job));
   }
   starts_.clear();
   for (FinishPull& finish : finishes_) {
     const auto it = jobs_.find(finish.seq);
     if (it == jobs_.end()) continue;
     Job& job = it->second;
-    const std::vector<kvstore::BlockRef> refs = RefsOf(finish.kv);
-    job.bad_handle = !std::equal(refs.begin(), refs.end(), job.refs.begin(), job.refs.end(),
-                                 [](const auto& a, const auto& b) { return a.index == b.index && a.epoch == b.epoch; });
-    for (size_t i = 0; i < job.digests.size() && !job.bad_handle; ++i) {
-      if (refs[i].tokens != job.refs[i].tokens) job.digests[i] = 0;
-    }
-    job.refs = refs;
+    job.bad_handle = !job.pull.SetFinal(RefsOf(finish.kv));
     job.final = true;
   }
   finishes_.clear();
@@ -173,72 +177,19 @@ bool PeerPuller::Collect(bool wait) {
 
 bool PeerPuller::Follow(Job* job) {
   if (!job->following) return false;
-  const RemoteKv& kv = job->pull.kv;
+  const RemoteKv& kv = job->start.kv;
   absl::StatusOr<engine::PrefillProgress> progress = remote_->LoadProgress(kv.progress_slot, kv.progress_tag);
   if (!progress.ok()) {
     job->following = false;  // released or gone; Finish or Abort will come
     return false;
   }
-  const uint64_t before = job->bytes;
+  const base::TimeNs now = base::MonotonicClock().Now();
+  const uint64_t before = job->pull.bytes();
   // What is missing is tried again at the end.
-  if (!CopyReady(job, *progress).ok() || !DigestReady(job).ok()) job->following = false;
-  return job->bytes != before;
-}
-
-// Digests the blocks that are complete, so that little is left to do when the owner's digests come.
-absl::Status PeerPuller::DigestReady(Job* job) {
-  std::vector<size_t> ready;
-  std::vector<kvstore::BlockRef> refs;
-  std::vector<engine::BlockId> blocks;
-  for (size_t i = job->pull.first; i < job->refs.size(); ++i) {
-    if (job->copied[i] != pool_->layout().num_layers || job->digests[i] != 0) continue;
-    ready.push_back(i);
-    refs.push_back(job->refs[i]);
-    blocks.push_back(job->pull.blocks[i]);
-  }
-  if (ready.empty()) return absl::OkStatus();
-  std::vector<uint64_t> digests(ready.size());
-  absl::Status status = remote_->DigestCopies(refs, pool_->view(), blocks, digests);
-  for (size_t i = 0; status.ok() && i < ready.size(); ++i) job->digests[ready[i]] = digests[i];
-  return status;
-}
-
-// Copies what is final at `progress`, in runs of blocks that lack the same layers.
-absl::Status PeerPuller::CopyReady(Job* job, const engine::PrefillProgress& progress) {
-  const engine::KvLayout& layout = pool_->layout();
-  const auto ready_layers = [&](size_t i) -> uint32_t {
-    const size_t end = i * layout.block_tokens + job->refs[i].tokens;
-    if (end <= progress.complete) return layout.num_layers;
-    return end <= progress.chunk_end ? std::min(progress.layers, layout.num_layers) : 0;
-  };
-  const size_t n = job->refs.size();
-  for (size_t i = job->pull.first; i < n;) {
-    const uint32_t ready = ready_layers(i);
-    if (ready <= job->copied[i]) {
-      ++i;
-      continue;
-    }
-    const uint64_t bytes_each = (ready - job->copied[i]) * layout.LayerBytes();
-    const size_t most = std::max<size_t>(1, remote_->bytes_per_read() / bytes_each);
-    size_t end = i + 1;
-    while (end < n && end - i < most && job->copied[end] == job->copied[i] && ready_layers(end) == ready) ++end;
-    if (absl::Status s = CopyRange(job, i, end - i, ready); !s.ok()) return s;
-    i = end;
-  }
-  return absl::OkStatus();
-}
-
-absl::Status PeerPuller::CopyRange(Job* job, size_t first, size_t count, uint32_t layers) {
-  const uint32_t from = job->copied[first];
-  const base::TimeNs started = base::MonotonicClock().Now();
-  absl::Status status =
-      remote_->ReadLayers(std::span(job->refs).subspan(first, count), from, layers - from, pool_->view(),
-                          std::span<const engine::BlockId>(job->pull.blocks).subspan(first, count));
-  job->copy_ns += base::MonotonicClock().Now() - started;
-  if (!status.ok()) return status;
-  for (size_t i = first; i < first + count; ++i) job->copied[i] = layers;
-  job->bytes += count * (layers - from) * pool_->layout().LayerBytes();
-  return absl::OkStatus();
+  if (!job->pull.Advance(*remote_, pool_->view(), *progress).ok() || job->pull.complete()) job->following = false;
+  const bool came = job->pull.bytes() != before;
+  if (came) pace_.Came(now);
+  return came;
 }
 
 void PeerPuller::FlipFirstByte(engine::BlockId block) {
@@ -252,25 +203,21 @@ void PeerPuller::FlipFirstByte(engine::BlockId block) {
 }
 
 void PeerPuller::FinishJob(Job* job) {
-  const size_t first = job->pull.first;
-  const uint32_t tokens = static_cast<uint32_t>(job->refs.size()) * pool_->layout().block_tokens;
-  if (absl::Status s = CopyReady(job, {tokens, tokens, 0}); !s.ok()) {
+  if (absl::Status s = job->pull.Finish(*remote_, pool_->view()); !s.ok()) {
     AS_LOG(kWarn, "pull.failed") << Field("peer", peer_.worker_id) << Field("error", base::MessageOf(s))
                                  << Field("then", "recompute");
     return End(job, s.code() == absl::StatusCode::kAborted ? PullOutcome::kInvalid : PullOutcome::kFailed);
   }
-  if (first < job->refs.size() && base::FailpointFires("xf.corrupt")) {
-    FlipFirstByte(job->pull.blocks[first]);
-    job->digests[first] = 0;
+  const size_t first = job->start.first;
+  if (first < job->start.blocks.size() && base::FailpointFires("xf.corrupt")) {
+    FlipFirstByte(job->start.blocks[first]);
+    job->pull.ForgetSums();
   }
-  const kvstore::ValidateResult valid =
-      remote_->Validate(std::span(job->refs).subspan(first), pool_->view(),
-                        std::span<const engine::BlockId>(job->pull.blocks).subspan(first),
-                        std::span<const uint64_t>(job->digests).subspan(first));
+  const kvstore::ValidateResult valid = job->pull.Validate(*remote_, pool_->view());
   if (!valid.ok()) {
     AS_LOG(kWarn, "pull.invalid") << Field("peer", peer_.worker_id)
                                   << Field("outcome", kvstore::ToString(valid.outcome))
-                                  << Field("block", first + valid.position) << Field("detail", valid.detail)
+                                  << Field("block", valid.position) << Field("detail", valid.detail)
                                   << Field("then", "recompute");
   }
   const bool gone = valid.outcome == kvstore::ReadOutcome::kPeerGone;
@@ -278,13 +225,13 @@ void PeerPuller::FinishJob(Job* job) {
 }
 
 void PeerPuller::End(Job* job, PullOutcome outcome) {
-  if (remote_) remote_->EndProgress(job->pull.kv.progress_slot, job->pull.kv.progress_tag);
+  if (remote_) remote_->EndProgress(job->start.kv.progress_slot, job->start.kv.progress_tag);
   PullEnded ended;
-  ended.seq = job->pull.seq;
+  ended.seq = job->start.seq;
   ended.outcome = outcome;
   if (remote_) ended.transport = std::string(remote_->transport());
-  ended.bytes = job->bytes;
-  ended.copy_ns = job->copy_ns;
+  ended.bytes = job->pull.bytes();
+  ended.copy_ns = job->pull.copy_ns();
   callbacks_.on_ended(std::move(ended));
 }
 

@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "decode_worker/core/core.h"
 #include "kvstore/transport/kv_pool.h"
+#include "kvstore/transport/layer_pull.h"
 #include "kvstore/transport/peer_pool.h"
 
 namespace agentserve::decode_worker {
@@ -52,16 +53,12 @@ class PeerPuller {
 
  private:
   struct Job {
-    StartPull pull;
-    std::vector<kvstore::BlockRef> refs;
-    std::vector<uint32_t> copied;   // per block: its layers [0, copied) are here
-    std::vector<uint64_t> digests;  // per block: of the complete copy; 0 = not computed yet
-    bool final = false;             // refs are complete, with digests
+    StartPull start;
+    kvstore::LayerPull pull;
+    bool final = false;  // the references are complete, with digests
     bool abort = false;
     bool bad_handle = false;  // the final handle names other blocks than the first one
     bool following = true;    // the progress word is worth looking at
-    uint64_t bytes = 0;
-    base::TimeNs copy_ns = 0;
   };
 
   void Run();
@@ -69,11 +66,11 @@ class PeerPuller {
   void TellStatus();
   // Takes over what other threads posted. False: stop.
   bool Collect(bool wait);
+  // Sleeps until something is posted, or it is time to look at the progress words again.
+  void Sleep(std::unique_lock<std::mutex>& lock);
+  bool Posted() const;
   // True if it copied something (and so should be asked again at once).
   bool Follow(Job* job);
-  absl::Status CopyReady(Job* job, const engine::PrefillProgress& progress);
-  absl::Status DigestReady(Job* job);
-  absl::Status CopyRange(Job* job, size_t first, size_t count, uint32_t layers);
   void FinishJob(Job* job);
   void FlipFirstByte(engine::BlockId block);  // a planned fault
   void End(Job* job, PullOutcome outcome);
@@ -87,6 +84,7 @@ class PeerPuller {
   std::map<engine::SeqId, Job> jobs_;          // own thread only
   std::string problem_;                        // own thread only
   int quiet_rounds_ = 0;                       // own thread only
+  kvstore::PullPace pace_;                     // own thread only
 
   std::mutex mu_;  // guards below
   std::condition_variable cv_;

@@ -39,6 +39,7 @@ struct SeqSlice {
 
 struct StepPlan {
   std::vector<SeqSlice> slices;
+  uint64_t number = 0;  // of the step, for the observer of its layers
 };
 
 struct StepOutput {

@@ -231,8 +231,8 @@ void BlockPool::EvictOne() {
 std::vector<BlockId> BlockPool::NextVictims(uint32_t most) const {
   std::vector<BlockId> victims;
   for (const Key& key : leaves_) {
-    if (victims.size() >= most || key.rank == Rank::kPinned) break;
-    if (key.rank == Rank::kValue) victims.push_back(key.id);
+    if (victims.size() >= most) break;
+    if (key.rank == Rank::kValue || key.rank == Rank::kPinned) victims.push_back(key.id);
   }
   return victims;
 }

@@ -135,7 +135,7 @@ class BlockPool {
   void SetOffered(BlockId b) { Get(b).offered = true; }
   // The block of that name.
   std::optional<BlockId> Find(const base::Hash128& hash) const;
-  // The next `most` leaves that would be evicted by value, in order.
+  // The next `most` leaves that would be evicted although somebody may ask for them, in order.
   std::vector<BlockId> NextVictims(uint32_t most) const;
 
   uint32_t total() const { return static_cast<uint32_t>(blocks_.size()); }

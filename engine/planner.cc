@@ -266,7 +266,7 @@ const PlannedStep* Planner::Plan() {
     steps_.pop_back();
     return nullptr;
   }
-  step->number = ++stats_.steps;
+  step->number = step->plan.number = ++stats_.steps;
   return step;
 }
 

@@ -74,9 +74,9 @@ struct Dialect {
   IdentitySource source;
 };
 
-TEST(AgentContext, EveryDialect) {
+std::vector<Dialect> Dialects() {
   using namespace common::v1;
-  const Dialect table[] = {
+  return {
       {"dynamo session",
        {{"x-dynamo-session-id", "run-42:researcher"},
         {"x-dynamo-parent-session-id", "run-42"},
@@ -140,7 +140,10 @@ TEST(AgentContext, EveryDialect) {
       {"cache key", {}, R"({"prompt_cache_key":"k"})", "k", "", false, IDENTITY_SOURCE_CACHE_KEY},
       {"nothing", {}, "{}", "", "", false, IDENTITY_SOURCE_UNSPECIFIED},
   };
-  for (const Dialect& d : table) {
+}
+
+TEST(AgentContext, EveryDialect) {
+  for (const Dialect& d : Dialects()) {
     const AgentReading reading = ReadAll(d.headers, d.body);
     const auto& c = reading.context;
     EXPECT_EQ(c.program_id(), d.program) << d.name;

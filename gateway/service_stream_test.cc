@@ -300,7 +300,7 @@ TEST(Stream, TimelineOnRequest) {
 
 TEST(Stream, MetricsCount) {
   GatewayFixture g;
-  g.Ask(Chat(R"("user":"u","zzz":1)"));
+  g.Ask(Chat(R"("store":true,"zzz":1)"));
   g.Ask(Chat(R"("temperature":9)"));
   const std::string m = g.Metrics();
   for (const char* line : {
@@ -312,7 +312,7 @@ TEST(Stream, MetricsCount) {
            "agentserve_gateway_generation_tokens_total 2",
            "agentserve_gateway_prompt_tokens_total 5",
            "agentserve_gateway_finish_total{reason=\"stop\"} 1",
-           "agentserve_gateway_ignored_fields_total{field=\"user\"} 1",
+           "agentserve_gateway_ignored_fields_total{field=\"store\"} 1",
            "agentserve_gateway_ignored_fields_total{field=\"other\"} 1",
            "agentserve_gateway_rejects_total{reason=\"invalid_request_error\"} 1",
            "agentserve_gateway_requests_in_flight 0",

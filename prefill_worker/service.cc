@@ -90,14 +90,17 @@ void Loop::Apply(const Admitted& e) {
 }
 
 void Loop::OnLayerWritten(const engine::StepPlan& plan, uint32_t layer) {
-  const std::lock_guard lock(progress_mu_);
-  for (const engine::SeqSlice& slice : plan.slices) {
-    const auto it = progress_.find(slice.seq);
-    if (it == progress_.end()) continue;
-    const uint32_t end = slice.start + static_cast<uint32_t>(slice.tokens.size());
-    it->second.start = slice.start;
-    options_.pool->StoreProgress(it->second.slot, {slice.start, end, layer + 1});
+  {
+    const std::lock_guard lock(progress_mu_);
+    for (const engine::SeqSlice& slice : plan.slices) {
+      const auto it = progress_.find(slice.seq);
+      if (it == progress_.end()) continue;
+      const uint32_t end = slice.start + static_cast<uint32_t>(slice.tokens.size());
+      it->second.start = slice.start;
+      options_.pool->StoreProgress(it->second.slot, {slice.start, end, layer + 1});
+    }
   }
+  DigestLayer(plan.number, layer);  // after the words: readers copy meanwhile
 }
 
 void Loop::Apply(const ChunkDone& e) {

@@ -8,6 +8,7 @@
 #include "base/failpoint.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "kvstore/transport/digest.h"
 
 namespace agentserve::worker {
 
@@ -98,10 +99,11 @@ absl::Status HostStore::In(const engine::HostCopy& copy) {
 absl::Status HostStore::Check(const engine::HostCopy& copy, engine::CopyEnded* ended) {
   std::vector<kvstore::DigestItem> items;
   for (size_t i = 0; i < copy.blocks.size(); ++i) items.push_back({copy.blocks[i].value, copy.tokens[i]});
-  std::vector<uint64_t> digests(items.size());
-  AS_RETURN_IF_ERROR(pool_->memory().Digests(pool_->memory().facts().digest, items, digests));
-  while (ended->good < digests.size() && digests[ended->good] == copy.digests[ended->good]) ++ended->good;
-  ended->corrupt = ended->good < digests.size();
+  std::vector<uint64_t> sums(items.size());
+  AS_RETURN_IF_ERROR(pool_->memory().Sums(items, 0, pool_->layout().num_layers, sums));
+  const auto good = [&](size_t i) { return kvstore::DigestOfSum(sums[i], copy.tokens[i]) == copy.digests[i]; };
+  while (ended->good < sums.size() && good(ended->good)) ++ended->good;
+  ended->corrupt = ended->good < sums.size();
   if (ended->corrupt) {
     AS_LOG(kWarn, "host_kv.corrupt") << Field("slot", copy.slots[ended->good].value)
                                      << Field("good_blocks", ended->good) << Field("then", "recompute");

@@ -233,7 +233,6 @@ agentserve::common::v1::KvEndpoint Node::Endpoint() const {
   kvstore::ToProto(model_.layout, endpoint.mutable_layout());
   endpoint.set_num_blocks(sizing_.num_blocks);
   endpoint.set_host_blocks(host_slots_);
-  endpoint.set_digest(kvstore::ToProto(pool_->memory().facts().digest));
   return endpoint;
 }
 

@@ -16,6 +16,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -126,6 +127,12 @@ class RunLoop {
   virtual const engine::PlannerStats& PlannerStatsNow() const = 0;
   virtual const engine::BlockPool& Blocks() const = 0;
 
+  // For the observer: the digests of the step's seals go on with this layer, beside the model's work.
+  void DigestLayer(uint64_t step, uint32_t layer) {
+    const std::lock_guard lock(digests_mu_);
+    if (const auto it = digests_.find(step); it != digests_.end()) it->second->LayerWritten(layer);
+  }
+
   void PostInternal(Internal event) { mailbox_.Post({Kind::kInternal, 0, nullptr, {}, std::move(event)}); }
   base::TimeNs Now() const { return clock_.Now(); }
 
@@ -170,6 +177,7 @@ class RunLoop {
     const engine::PlannedStep* step;
     base::TimeNs started;
     absl::Status launched;  // not OK: counts as the step's own failure once its turn comes
+    std::shared_ptr<kvstore::SealDigests> digests;
   };
   // Least time between two loads while they change, and most while they do not.
   static constexpr base::TimeNs kLoadEvery = 10 * base::kNsPerMs, kLoadAtLeast = base::kNsPerSecond;
@@ -291,11 +299,22 @@ class RunLoop {
     Apply(now);
     if (step == nullptr) return false;
     base::FailpointExit(options_.exit_failpoint);
-    const base::TimeNs started = Now();
+    InFlight running = Begin(*step);
     engine::StepOutput output;
     absl::Status status = options_.executor->Run(step->plan, observer(), &output);
-    StepOver(*step, std::move(status), std::move(output), started);
+    StepOver(running, std::move(status), std::move(output), running.started);
     return true;
+  }
+
+  // What is to be ready before the first layer of a step can be written.
+  InFlight Begin(const engine::PlannedStep& step) {
+    InFlight begun{&step, Now(), absl::OkStatus(), nullptr};
+    if (observer() != nullptr && !step.seals.empty()) {
+      begun.digests = std::make_shared<kvstore::SealDigests>(&options_.pool->memory(), step.seals);
+      const std::lock_guard lock(digests_mu_);
+      digests_[step.number] = begun.digests;
+    }
+    return begun;
   }
 
   // Launches as many steps as fit, then waits for the oldest one. False: none is in flight.
@@ -305,7 +324,8 @@ class RunLoop {
       Apply(now);
       if (step == nullptr) break;
       base::FailpointExit(options_.exit_failpoint);
-      in_flight_.push_back({step, Now(), options_.executor->Launch(step->plan)});
+      in_flight_.push_back(Begin(*step));
+      in_flight_.back().launched = options_.executor->Launch(step->plan);
     }
     if (in_flight_.empty()) return false;
     InFlight oldest = std::move(in_flight_.front());
@@ -313,18 +333,28 @@ class RunLoop {
     engine::StepOutput output;
     absl::Status status = std::move(oldest.launched);
     if (status.ok()) status = options_.executor->Wait(&output);
-    if (!status.ok()) in_flight_.clear();  // lost with it
-    StepOver(*oldest.step, std::move(status), std::move(output), std::max(oldest.started, last_ended_));
+    if (!status.ok()) {  // later ones are lost with it
+      const std::lock_guard lock(digests_mu_);
+      for (const InFlight& lost : in_flight_) digests_.erase(lost.step->number);
+      in_flight_.clear();
+    }
+    StepOver(oldest, std::move(status), std::move(output), std::max(oldest.started, last_ended_));
     return true;
   }
 
-  void StepOver(const engine::PlannedStep& step, absl::Status status, engine::StepOutput output, base::TimeNs started) {
+  void StepOver(const InFlight& over, absl::Status status, engine::StepOutput output, base::TimeNs started) {
+    const engine::PlannedStep& step = *over.step;
+    {
+      const std::lock_guard lock(digests_mu_);
+      digests_.erase(step.number);
+    }
     if (status.ok() && base::FailpointFires("step.internal")) {
       status = absl::InternalError("failpoint step.internal: as if the device had failed");
     }
     std::vector<uint64_t> digests;
     if (status.ok()) {
-      absl::StatusOr<std::vector<uint64_t>> sealed = options_.pool->Digests(step.seals);
+      absl::StatusOr<std::vector<uint64_t>> sealed =
+          over.digests != nullptr ? over.digests->Finish() : options_.pool->Digests(step.seals);
       if (sealed.ok()) digests = *std::move(sealed);
       status = sealed.status();
     }
@@ -381,6 +411,10 @@ class RunLoop {
   std::atomic<double> prefill_rate_{0};
   std::thread thread_;
   int exit_code_ = base::kExitOk;  // read after Wait
+
+  // Digests of the steps in flight, for the thread that runs them.
+  std::mutex digests_mu_;
+  std::map<uint64_t, std::shared_ptr<kvstore::SealDigests>> digests_;  // guarded by digests_mu_; by number of the step
 
   // Loop thread only.
   const size_t depth_;

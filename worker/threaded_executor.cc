@@ -38,6 +38,7 @@ absl::Status ThreadedExecutor::Run(const StepPlan& plan, engine::LayerObserver* 
 
 absl::Status ThreadedExecutor::Launch(const StepPlan& plan) {
   auto job = std::make_unique<Job>();
+  job->number = plan.number;
   job->slices.reserve(plan.slices.size());
   for (const SeqSlice& slice : plan.slices) job->slices.emplace_back(slice);
   {
@@ -86,6 +87,7 @@ void ThreadedExecutor::Work() {
 
 void ThreadedExecutor::RunJob(Job* job) {
   StepPlan plan;
+  plan.number = job->number;
   plan.slices.reserve(job->slices.size());
   for (OwnedSlice& owned : job->slices) {
     SeqSlice slice = owned.slice;

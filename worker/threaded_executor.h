@@ -36,6 +36,7 @@ class ThreadedExecutor final : public engine::Executor {
     engine::SamplingParams sampling;
   };
   struct Job {
+    uint64_t number = 0;
     std::vector<OwnedSlice> slices;
     engine::StepOutput out;
     absl::Status status;

@@ -43,6 +43,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!ParseChatRequest(body, *json, ctx, &again)) CheckLimits(again, limits);
   again = {};
   if (!ParseCompletionRequest(*json, ctx, &again)) CheckLimits(again, limits);
-  ReadAgentContext(HttpRequest(), *json, "t");
+  ReadAgentContext(HttpRequest(), *json, {"t", false});
   return 0;
 }

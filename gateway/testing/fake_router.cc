@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "agentserve/common/v1/rpc_error.pb.h"
+#include "base/strings.h"
 
 namespace agentserve::gateway::testing {
 
@@ -204,6 +205,73 @@ grpc::Status FakeRouter::Tokenize(grpc::ServerContext*, const pb::TokenizeReques
   if (request->add_special_tokens()) response->add_ids(256);
   for (unsigned char c : text) response->add_ids(c);
   if (request->has_chat()) response->set_rendered(text);
+  return grpc::Status::OK;
+}
+
+void FakeRouter::Note(std::string call) {
+  std::lock_guard lock(mutex_);
+  agent_calls_.push_back(std::move(call));
+}
+
+std::vector<std::string> FakeRouter::agent_calls() const {
+  std::lock_guard lock(mutex_);
+  return agent_calls_;
+}
+
+grpc::Status FakeRouter::ReportTool(grpc::ServerContext*, const pb::ReportToolRequest* request,
+                                    pb::ReportToolResponse* response) {
+  Note(base::StrCat("tool ", request->tenant_id(), " ", request->program_id(), request->request_id(), " ",
+                    request->tool_name(), " ", static_cast<int>(request->phase())));
+  response->set_known(request->program_id().starts_with("known"));
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeRouter::EndProgram(grpc::ServerContext*, const pb::EndProgramRequest* request,
+                                    pb::EndProgramResponse* response) {
+  Note(base::StrCat("end ", request->tenant_id(), " ", request->program_id()));
+  response->set_known(request->program_id().starts_with("known"));
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeRouter::DeclareProgram(grpc::ServerContext*, const pb::DeclareProgramRequest* request,
+                                        pb::DeclareProgramResponse* response) {
+  std::string calls;
+  for (const auto& c : request->calls()) {
+    base::StrAppend(&calls, " ", c.call_id(), "<");
+    for (const auto& d : c.depends_on()) base::StrAppend(&calls, d, ",");
+    base::StrAppend(&calls, c.osl_hint());
+  }
+  Note(base::StrCat("declare ", request->tenant_id(), " ", request->program_id(), calls));
+  response->set_pending(static_cast<uint32_t>(request->calls_size()));
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeRouter::Explain(grpc::ServerContext*, const pb::ExplainRequest* request,
+                                 pb::ExplainResponse* response) {
+  Note(base::StrCat("explain ", request->tenant_id(), " ", request->request_id()));
+  if (!request->request_id().starts_with("known")) {
+    return DetailedStatus(grpc::StatusCode::NOT_FOUND, "nothing is known", "REQUEST_NOT_FOUND");
+  }
+  pb::Decision* d = response->mutable_decision();
+  d->set_request_id(request->request_id());
+  d->set_program_id("prog");
+  d->set_identity(common::v1::IDENTITY_SOURCE_CLAUDE_CODE);
+  d->set_has_record(true);
+  d->set_policy("agent");
+  auto* wait = d->add_waited_for();
+  wait->set_reason("no_slot");
+  wait->set_count(3);
+  auto* candidate = d->add_candidates();
+  candidate->set_worker_id("decode-0");
+  candidate->set_verdict("chosen");
+  d->mutable_timeline()->set_queue_ms(1.5);
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeRouter::ListDecisions(grpc::ServerContext*, const pb::ListDecisionsRequest* request,
+                                       pb::ListDecisionsResponse* response) {
+  Note(base::StrCat("list ", request->tenant_id(), " ", request->program_id(), " ", request->limit()));
+  response->add_decisions()->set_request_id("one");
   return grpc::Status::OK;
 }
 

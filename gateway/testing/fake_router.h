@@ -64,6 +64,9 @@ class FakeRouter final : public pb::RouterService::Service {
   std::atomic<int> running{0};
   pb::GenerateRequest last_request() const;
   std::map<std::string, std::string> last_metadata() const;
+  // Calls of /v1/agentserve, as text: "tool TENANT PROGRAM|REQUEST TOOL PHASE", "end TENANT PROGRAM",
+  // "declare TENANT PROGRAM CALLS", "explain TENANT REQUEST", "list TENANT PROGRAM LIMIT".
+  std::vector<std::string> agent_calls() const;
 
   grpc::Status Generate(grpc::ServerContext* context, const pb::GenerateRequest* request,
                         grpc::ServerWriter<pb::GenerateResponse>* writer) override;
@@ -72,10 +75,22 @@ class FakeRouter final : public pb::RouterService::Service {
   // One id per byte of the text; a chat is the texts of its messages.
   grpc::Status Tokenize(grpc::ServerContext* context, const pb::TokenizeRequest* request,
                         pb::TokenizeResponse* response) override;
+  // Programs and requests whose name begins with "known" are known.
+  grpc::Status ReportTool(grpc::ServerContext* context, const pb::ReportToolRequest* request,
+                          pb::ReportToolResponse* response) override;
+  grpc::Status EndProgram(grpc::ServerContext* context, const pb::EndProgramRequest* request,
+                          pb::EndProgramResponse* response) override;
+  grpc::Status DeclareProgram(grpc::ServerContext* context, const pb::DeclareProgramRequest* request,
+                              pb::DeclareProgramResponse* response) override;
+  grpc::Status Explain(grpc::ServerContext* context, const pb::ExplainRequest* request,
+                       pb::ExplainResponse* response) override;
+  grpc::Status ListDecisions(grpc::ServerContext* context, const pb::ListDecisionsRequest* request,
+                             pb::ListDecisionsResponse* response) override;
   grpc::Status Detokenize(grpc::ServerContext* context, const pb::DetokenizeRequest* request,
                           pb::DetokenizeResponse* response) override;
 
  private:
+  void Note(std::string call);
   bool Sleep(grpc::ServerContext* context, int ms);
 
   mutable std::mutex mutex_;  // guards all below
@@ -83,6 +98,7 @@ class FakeRouter final : public pb::RouterService::Service {
   pb::GetModelResponse model_;
   pb::GenerateRequest last_request_;
   std::map<std::string, std::string> last_metadata_;
+  std::vector<std::string> agent_calls_;
   std::unique_ptr<grpc::Server> server_;
   std::atomic<bool> stopping_{false};
 };

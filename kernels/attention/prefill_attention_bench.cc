@@ -64,8 +64,8 @@ void Print(const Row& row, bool json) {
         "\"sm_mhz\":%.0f}\n",
         row.name.c_str(), row.median_us, row.p95_us, row.tflops, row.mhz);
   } else {
-    std::printf("%-40s %9.1f us  p95 %9.1f  %6.1f TFLOP/s  SM %4.0f MHz\n", row.name.c_str(), row.median_us,
-                row.p95_us, row.tflops, row.mhz);
+    std::printf("%-40s %9.1f us  p95 %9.1f  %6.1f TFLOP/s  SM %4.0f MHz\n", row.name.c_str(), row.median_us, row.p95_us,
+                row.tflops, row.mhz);
   }
   std::fflush(stdout);
 }

@@ -12,7 +12,7 @@
 
 namespace agentserve::kernels::cuda {
 
-template <int kHeadDim, int kWarpgroupCount, int kQueryStages, int kStageCount, int kPartCount>
+template <int kHeadDim, int kWarpgroupCount, int kQueryStages, int kStageCount, bool kRegisterQueries, bool kInTurns>
 struct PrefillConfig {
   static constexpr int kD = kHeadDim;
   static constexpr int kWarpgroups = kWarpgroupCount;
@@ -21,7 +21,7 @@ struct PrefillConfig {
   static constexpr int kQStages = kQueryStages;
   static constexpr int kItems = 3;
   static constexpr int kStages = kStageCount;
-  static constexpr int kParts = kPartCount;
+  static constexpr bool kQueriesInRegisters = kRegisterQueries, kTurns = kInTurns;
   static constexpr int kThreads = 128 * (kWarpgroups + 1);
   static constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 232 : 160;
@@ -45,6 +45,7 @@ struct alignas(1024) PrefillShared {
   uint8_t v[C::kStages][C::kKvBytes];
   PrefillItem items[C::kItems];
   uint64_t item_full[C::kItems], item_empty[C::kItems];
+  uint64_t ending;  // the keys of an item are nearly all sent for
   uint64_t q_full[C::kQStages], q_empty[C::kQStages];
   uint64_t k_full[C::kStages], k_empty[C::kStages], v_full[C::kStages], v_empty[C::kStages];
 };
@@ -67,8 +68,7 @@ __device__ __forceinline__ PrefillItem DecodeItem(const PrefillLaunch& launch, i
   const int32_t packed = p.tiles[tile_index];
   item.sequence = PrefillTileSequence(packed);
   const int first = p.cu_tokens[item.sequence];
-  const PrefillRows rows =
-      PrefillTileExtent(p.cu_tokens[item.sequence + 1] - first, PrefillTileIndex(packed), C::kM);
+  const PrefillRows rows = PrefillTileExtent(p.cu_tokens[item.sequence + 1] - first, PrefillTileIndex(packed), C::kM);
   item.head = index - tile_index * p.q_heads;
   item.kv_head = item.head / (p.q_heads / static_cast<int>(p.kv.kv_heads));
   item.row0 = first + rows.begin;
@@ -77,6 +77,10 @@ __device__ __forceinline__ PrefillItem DecodeItem(const PrefillLaunch& launch, i
   item.key_tiles = (item.position + item.rows + C::kN - 1) / C::kN;
   return item;
 }
+
+// An item is drawn when the one before has this many tiles left to be sent for, and a ring full to be worked off: late,
+// so that blocks in the middle of long items leave the short ones to others.
+inline constexpr int kTilesAhead = 3;
 
 // Walks the key tiles of one item and brings one half of the rows of K or V of each into its ring; one thread. A warp
 // issues a box of 2 KB only every 200 ns or so: hence two threads of different warps for each of K and V, and one box
@@ -90,7 +94,8 @@ struct PageLoader {
   uint8_t (&stages)[C::kStages][C::kKvBytes];
   uint64_t (&full)[C::kStages];
   uint64_t (&empty)[C::kStages];
-  int part;  // 0 or 1
+  int part;          // 0 or 1
+  uint64_t* ending;  // null but for one loader
   RingPosition<C::kStages> at = {};
 
   // Blocks of the pages of half a tile; -1 past the end, which reads as zeros.
@@ -122,6 +127,7 @@ struct PageLoader {
     int blocks[kMaxPages];
     ReadBlocks(table, part * pages, end_page, pages, blocks);
     for (int tile = 0; tile < item.key_tiles; ++tile) {
+      if (ending != nullptr && tile == max(0, item.key_tiles - kTilesAhead)) MbarrierArrive(ending);
       const int first_page = (2 * tile + part) * pages;
       Wait(&empty[at.index], at.phase ^ 1);
       MbarrierArriveExpect(&full[at.index], C::kKvBytes / 2);
@@ -149,14 +155,14 @@ struct PageLoader {
   }
 };
 
+inline constexpr int kItemThread = 112;  // no lane 0: those load K and V
+
 // One thread: hands out the items, one ahead, and loads Q.
 template <typename C>
-__device__ __forceinline__ void ProduceItems(const PrefillLaunch& launch, PrefillShared<C>& shared) {
+__device__ __forceinline__ void ProduceItems(const PrefillLaunch& launch, PrefillShared<C>& shared, PrefillItem item) {
   RingPosition<C::kQStages> q_at;
   RingPosition<C::kItems> item_at;
-  int next = blockIdx.x;
   for (int round = 1;; ++round) {
-    const PrefillItem item = DecodeItem<C>(launch, next);
     Wait(&shared.item_empty[item_at.index], item_at.phase ^ 1);
     shared.items[item_at.index] = item;
     MbarrierArrive(&shared.item_full[item_at.index]);
@@ -170,12 +176,13 @@ __device__ __forceinline__ void ProduceItems(const PrefillLaunch& launch, Prefil
     }
     q_at.Advance();
     item_at.Advance();
+    Wait(&shared.ending, (round & 1) ^ 1);
     if (launch.counters != nullptr) {
-      next = atomicAdd(&launch.counters[0], 1) + static_cast<int>(gridDim.x);
+      item = DecodeItem<C>(launch, atomicAdd(&launch.counters[0], 1) + static_cast<int>(gridDim.x));
     } else {
       // Back and forth, so that the blocks with the longest tile of one round get the shortest of the next.
       const int column = round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x;
-      next = round * static_cast<int>(gridDim.x) + column;
+      item = DecodeItem<C>(launch, round * static_cast<int>(gridDim.x) + column);
     }
   }
   // The last block to finish leaves the counters zero.

@@ -253,7 +253,8 @@ double PrefillProblem::Error(int stride) const {
   Check(cudaMemset(sums, 0, 2 * rows * sizeof(double)));
   Check(cudaFuncSetAttribute(ReferenceKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 220 * 1024));
   // 16 bytes more: the compiler reads scores in pairs.
-  ReferenceKernel<<<dim3(rows, shape_.q_heads), 128, (longest + 2) * sizeof(double)>>>(params_, stride, sums, sums + rows);
+  ReferenceKernel<<<dim3(rows, shape_.q_heads), 128, (longest + 2) * sizeof(double)>>>(params_, stride, sums,
+                                                                                       sums + rows);
   Check(cudaGetLastError());
   std::vector<double> host(2 * rows);
   Check(cudaMemcpy(host.data(), sums, host.size() * sizeof(double), cudaMemcpyDeviceToHost));

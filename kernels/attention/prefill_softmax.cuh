@@ -1,12 +1,12 @@
 // Running softmax on wgmma accumulators without a maximum per step.
 //
-// Each row keeps a reference r: the maximum over its first keys, rounded up to an integer. Probabilities are 2^(s - r)
-// with s in log2 units and may exceed 1; bf16 has fp32's range, so only overflow matters. The row's partial sums tell:
-// columns in which one of them passes kGrowthLimit move r to their maximum and rescale what came before, as the usual
-// algorithm does at every step. The factor is a power of two, so rescaling is exact. All decisions are made per row
-// from the row's own scores; a warp whose rows all stay (nearly always) skips the maxima, shuffles and rescaling.
-//
-// A step is worked off in parts of kN / kParts columns: scores are dead after their part, which saves registers.
+// Each row keeps a reference r: the maximum over its first 128 keys, rounded up to an integer. Probabilities are 2^(s -
+// r) with s in log2 units and may exceed 1; bf16 has fp32's range, so only overflow matters. The row's partial sums
+// tell: columns in which one of them passes kGrowthLimit move r to their maximum and rescale what came before, as the
+// usual algorithm does at every step. The factor is a power of two, so rescaling is exact. All decisions are made per
+// row from the row's own scores; a warp whose rows all stay (nearly always) skips the maxima, shuffles and rescaling.
+// By then the scores are gone, overwritten by their powers, which saves the registers that would keep them: a row that
+// moves has them computed again (prefill_growth.cuh).
 #pragma once
 
 #include <cstdint>
@@ -30,14 +30,13 @@ struct SoftmaxState {
   float sum[2];        // of this thread's columns
 };
 
-// p = 2^(s scale - reference) packed as A operands for column groups [begin, end), sums of them in `sum`. A score of
-// -infinity gives 0.
+// p = 2^(s scale - reference) packed as A operands, their sums in `sum`. A score of -infinity gives 0.
 template <int kN>
-__device__ __forceinline__ void Powers(const float (&s)[kN / 2], int begin, int end, float scale_log2,
-                                       const float (&reference)[2], uint32_t (&p)[kN / 16][4], float (&sum)[2]) {
+__device__ __forceinline__ void Powers(const float (&s)[kN / 2], float scale_log2, const float (&reference)[2],
+                                       uint32_t (&p)[kN / 16][4], float (&sum)[2]) {
   sum[0] = sum[1] = 0;
 #pragma unroll
-  for (int j = begin; j < end; ++j) {
+  for (int j = 0; j < kN / 8; ++j) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float x[2];
@@ -63,72 +62,35 @@ __device__ __forceinline__ void MaskScores(float (&s)[kN / 2], const int (&limit
   }
 }
 
-// The reference for a row's scores of column groups [begin, end), known to its quad.
+// Largest of the four lanes that share a row.
+__device__ __forceinline__ float QuadMax(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+// The reference for a row's scores, known to its quad.
 template <int kN>
-__device__ __forceinline__ float RowReference(const float (&s)[kN / 2], int begin, int end, int half,
-                                              float scale_log2) {
+__device__ __forceinline__ float RowReference(const float (&s)[kN / 2], int half, float scale_log2) {
   float most = -INFINITY;
 #pragma unroll
-  for (int j = begin; j < end; ++j) most = fmaxf(most, fmaxf(s[4 * j + 2 * half], s[4 * j + 2 * half + 1]));
-  most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
-  most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
-  return ceilf(most * scale_log2);
+  for (int j = 0; j < kN / 8; ++j) most = fmaxf(most, fmaxf(s[4 * j + 2 * half], s[4 * j + 2 * half + 1]));
+  return ceilf(QuadMax(most) * scale_log2);
 }
 
-// Both of a pair times the same power of two.
-__device__ __forceinline__ uint32_t ScalePair(uint32_t pair, float factor) {
-  return PackBf16(Bf16Low(pair) * factor, Bf16High(pair) * factor);
-}
-
-// Moves the references of the rows whose sums over [begin, end) show too much growth; rescales their sums, outputs and
-// probabilities before `begin`.
-template <int kN, int kD>
-__device__ __forceinline__ void MoveReference(const float (&s)[kN / 2], int begin, int end, float scale_log2,
-                                              const float (&part_sum)[2], SoftmaxState& state,
-                                              uint32_t (&p)[kN / 16][4], float (&o)[kD / 2]) {
-  float factor[2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float peak = part_sum[half];
-    peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 1));
-    peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 2));
-    const float most = RowReference<kN>(s, begin, end, half, scale_log2);
-    const float next = peak > kGrowthLimit ? most : state.reference[half];
-    factor[half] = peak > kGrowthLimit ? Exp2Unit(state.reference[half] - next) : 1.0f;
-    state.reference[half] = next;
-    state.sum[half] *= factor[half];
-  }
-#pragma unroll
-  for (int i = 0; i < kD / 2; ++i) o[i] *= factor[i / 2 % 2];
-#pragma unroll
-  for (int i = 0; i < 2 * begin; ++i) p[i / 4][i % 4] = ScalePair(p[i / 4][i % 4], factor[i % 2]);
-}
-
-// One step: scores to probabilities; with `masked`, columns past `limit` count nothing. The caller guarantees that no
-// wgmma in flight uses o or p. `first` is the step of key 0, which every row sees: its maximum is finite.
-template <int kN, int kD, int kParts>
-__device__ __forceinline__ void SoftmaxStep(float (&s)[kN / 2], float scale_log2, bool first, bool masked,
+// One step: scores to probabilities; with `masked`, columns past `limit` count nothing. `first` is the step of key 0,
+// which every row sees: its maximum is finite. True if some row of the warp grew too much: the caller then moves its
+// reference and puts right p and sum, which become the step's share of state.sum.
+template <int kN>
+__device__ __forceinline__ bool SoftmaxStep(float (&s)[kN / 2], float scale_log2, bool first, bool masked,
                                             const int (&limit)[2], SoftmaxState& state, uint32_t (&p)[kN / 16][4],
-                                            float (&o)[kD / 2]) {
-  constexpr int kGroups = kN / 8 / kParts;
+                                            float (&sum)[2]) {
   if (masked) MaskScores<kN>(s, limit);
   if (first) {
-    state.reference[0] = RowReference<kN>(s, 0, kGroups, 0, scale_log2);
-    state.reference[1] = RowReference<kN>(s, 0, kGroups, 1, scale_log2);
+    state.reference[0] = RowReference<kN>(s, 0, scale_log2);
+    state.reference[1] = RowReference<kN>(s, 1, scale_log2);
   }
-#pragma unroll
-  for (int part = 0; part < kParts; ++part) {
-    const int begin = part * kGroups, end = begin + kGroups;
-    float sum[2];
-    while (true) {
-      Powers<kN>(s, begin, end, scale_log2, state.reference, p, sum);
-      // After a move every sum is at most kN: no third turn. (NaN compares false.)
-      if (!__any_sync(0xffffffffu, fmaxf(sum[0], sum[1]) > kGrowthLimit)) break;
-      MoveReference<kN, kD>(s, begin, end, scale_log2, sum, state, p, o);
-    }
-    state.sum[0] += sum[0];
-    state.sum[1] += sum[1];
-  }
+  Powers<kN>(s, scale_log2, state.reference, p, sum);
+  return __any_sync(0xffffffffu, fmaxf(sum[0], sum[1]) > kGrowthLimit);  // NaN compares false
 }
 
 }  // namespace agentserve::kernels::cuda

@@ -1,5 +1,3 @@
-#include <cooperative_groups.h>
-
 #include <string>
 
 #include "kernels/cuda/pdl.cuh"
@@ -10,56 +8,9 @@
 namespace agentserve::kernels::cuda {
 namespace {
 
-namespace cg = cooperative_groups;
-
 // A link's latency is about 2 us: 64 KiB in flight from one SM are more than its share of 371 GB/s over 32 SMs needs.
-constexpr int kGatherThreads = 512, kGatherVectors = 8;
-
-// All pieces in a row form one range of vectors, of which every block takes an equal share.
-__global__ __launch_bounds__(kGatherThreads) void GatherKernel(const KvGatherParams p) {
-  PdlWait();
-  PdlTrigger();
-  const uint32_t piece_vectors = static_cast<uint32_t>(p.bytes / 16);
-  const uint64_t all = static_cast<uint64_t>(p.count) * piece_vectors;
-  const uint64_t warps = (all + 31) / 32, share = (warps + gridDim.x - 1) / gridDim.x * 32;
-  const uint64_t end = min(all, (blockIdx.x + 1) * share);
-  for (uint64_t base = blockIdx.x * share; base < end; base += kGatherThreads * kGatherVectors) {
-    uint64_t first = base + threadIdx.x;
-    uint32_t block = static_cast<uint32_t>(first / piece_vectors), at = static_cast<uint32_t>(first % piece_vectors);
-    const std::byte* from[kGatherVectors];
-    std::byte* to[kGatherVectors];
-#pragma unroll
-    for (int i = 0; i < kGatherVectors; ++i, first += kGatherThreads) {
-      to[i] = nullptr;
-      if (first < end) {
-        const size_t inside = p.offset + static_cast<size_t>(at) * 16;
-        from[i] = p.src + p.src_blocks[block] * p.block_bytes + inside;
-        to[i] = p.dst + p.dst_blocks[block] * p.block_bytes + inside;
-      }
-      for (at += kGatherThreads; at >= piece_vectors; at -= piece_vectors) ++block;
-    }
-    uint4 data[kGatherVectors];
-#pragma unroll
-    for (int i = 0; i < kGatherVectors; ++i) {
-      if (to[i] != nullptr) data[i] = LoadStreamCoherent16(from[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < kGatherVectors; ++i) {
-      if (to[i] != nullptr) Store16(to[i], data[i]);
-    }
-  }
-}
-
-constexpr int kDigestThreads = 512, kDigestVectors = 8;
-constexpr int kDigestCluster = 8;  // blocks that share one KV block where there are few
-constexpr int kManyDigests = 256;
-
-__device__ __forceinline__ uint64_t MixVector(uint4 v, uint64_t index) {
-  const uint64_t i = index + 1;
-  const uint64_t a = (static_cast<uint64_t>(v.y) << 32 | v.x) ^ (i * kKvDigestKeyA);
-  const uint64_t b = (static_cast<uint64_t>(v.w) << 32 | v.z) ^ (i * kKvDigestKeyB);
-  return (a * b) ^ __umul64hi(a, b);
-}
+constexpr int kThreads = 512, kWarps = kThreads / 32, kVectors = 8;
+constexpr uint32_t kUnit = 32 * kVectors;  // vectors that a warp takes at a time, of one block
 
 __device__ __forceinline__ uint64_t WarpSum64(uint64_t x) {
 #pragma unroll
@@ -67,83 +18,157 @@ __device__ __forceinline__ uint64_t WarpSum64(uint64_t x) {
   return x;
 }
 
-// Sum over this block's share of the valid vectors of a KV block.
-__device__ __forceinline__ uint64_t SumShare(const KvDigestParams& p, uint32_t block, uint32_t tokens, uint32_t rank,
-                                             uint32_t ranks) {
-  const std::byte* base = p.pool + static_cast<size_t>(block) * p.block_bytes;
-  const uint32_t piece = static_cast<uint32_t>(p.piece_bytes / 16);
-  const uint32_t valid = tokens * static_cast<uint32_t>(p.row_bytes / 16);
-  const uint32_t all = valid * static_cast<uint32_t>(p.block_bytes / p.piece_bytes);
-  const uint32_t stride = ranks * kDigestThreads;
+// Which vectors of a block count.
+struct Rows {
+  uint32_t valid, piece;  // vectors of a piece: of the valid rows, all
+  __device__ __forceinline__ bool Count(uint32_t at) const { return valid == piece || at % piece < valid; }
+};
+
+// Adds the digest terms of this lane's vectors, which are 32 apart from `at` on.
+__device__ __forceinline__ uint64_t MixUnit(const uint4 (&data)[kVectors], uint32_t at, uint32_t end,
+                                            const Rows& rows) {
   uint64_t sum = 0;
-  for (uint32_t from = rank * kDigestThreads + threadIdx.x; from < all; from += stride * kDigestVectors) {
-    uint4 data[kDigestVectors];
-    uint32_t at[kDigestVectors];
 #pragma unroll
-    for (int i = 0; i < kDigestVectors; ++i) {
-      const uint32_t n = from + i * stride;
-      at[i] = valid == piece ? n : n / valid * piece + n % valid;
-      if (n < all) data[i] = LoadStreamCoherent16(base + static_cast<size_t>(at[i]) * 16);
-    }
-#pragma unroll
-    for (int i = 0; i < kDigestVectors; ++i) {
-      if (from + i * stride < all) sum += MixVector(data[i], at[i]);
-    }
+  for (int i = 0; i < kVectors; ++i, at += 32) {
+    const uint64_t index = static_cast<uint64_t>(at) + 1;
+    const uint64_t a = (static_cast<uint64_t>(data[i].y) << 32 | data[i].x) ^ (index * kKvDigestKeyA);
+    const uint64_t b = (static_cast<uint64_t>(data[i].w) << 32 | data[i].z) ^ (index * kKvDigestKeyB);
+    if (at < end && rows.Count(at)) sum += (a * b) ^ __umul64hi(a, b);
   }
   return sum;
 }
 
-// A cluster per KV block; sums of integers are the same in every order.
-__global__ __launch_bounds__(kDigestThreads) void DigestKernel(const KvDigestParams p) {
-  __shared__ uint64_t warp_sums[kDigestThreads / 32];
-  __shared__ uint64_t block_sum;
-  const cg::cluster_group cluster = cg::this_cluster();
+// The last block of the grid to come here moves the sums out, zeroes what the next launch needs zeroed, and tells. One
+// thread fences for its block: what the others wrote before the barrier is covered by its fence.
+__device__ __forceinline__ void Arrive(const KvGatherParams& p) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(p.done.arrived, 1u) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (!last) return;
+  if (p.sums.out != nullptr) {
+    for (int n = threadIdx.x; n < p.count; n += kThreads) {
+      p.sums.out[n] = atomicExch(reinterpret_cast<unsigned long long*>(p.sums.sums + n), 0ull);
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  *p.done.arrived = 0;
+  if (p.done.word != nullptr) {
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(p.done.word), "r"(p.done.ticket) : "memory");
+  }
+}
+
+// The pieces of all blocks form one range of units, of which every warp takes an equal share of neighbours;
+// neighbouring shares are on different SMs, so that few units are spread over all of them.
+template <bool kCopy, bool kSum>
+__global__ __launch_bounds__(kThreads) void WalkKernel(const KvGatherParams p) {
   PdlWait();
   PdlTrigger();
-  const uint32_t ranks = cluster.num_blocks(), rank = cluster.block_rank(), n = blockIdx.x / ranks;
-  const uint32_t tokens = p.tokens[n];
-  const uint64_t mine = WarpSum64(SumShare(p, p.blocks[n], tokens, rank, ranks));
-  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = mine;
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    const uint64_t sum = WarpSum64(threadIdx.x < kDigestThreads / 32 ? warp_sums[threadIdx.x] : 0);
-    if (threadIdx.x == 0) block_sum = sum;
+  const uint32_t begin = static_cast<uint32_t>(p.offset / 16), end = begin + static_cast<uint32_t>(p.bytes / 16);
+  const uint32_t units = (end - begin + kUnit - 1) / kUnit;  // of a block
+  const uint64_t all = static_cast<uint64_t>(p.count) * units;
+  const uint32_t warp = threadIdx.x / 32 * gridDim.x + blockIdx.x, warps = kWarps * gridDim.x, lane = threadIdx.x % 32;
+  const uint32_t last = static_cast<uint32_t>(all * (warp + 1) / warps);
+  uint64_t sum = 0;
+  for (uint32_t unit = static_cast<uint32_t>(all * warp / warps); unit < last; ++unit) {
+    const uint32_t n = unit / units, at = begin + unit % units * kUnit + lane;
+    const KvMove move = p.blocks[n];
+    const std::byte* from = p.src + static_cast<size_t>(move.from) * p.block_bytes;
+    uint4 data[kVectors];
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      if (at + i * 32 < end) data[i] = LoadStreamCoherent16(from + static_cast<size_t>(at + i * 32) * 16);
+    }
+    if constexpr (kCopy) {
+      std::byte* to = p.dst + static_cast<size_t>(move.to) * p.block_bytes;
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        if (at + i * 32 < end) Store16(to + static_cast<size_t>(at + i * 32) * 16, data[i]);
+      }
+    }
+    if constexpr (kSum) {
+      const Rows rows = {move.tokens * static_cast<uint32_t>(p.sums.row_bytes / 16),
+                         static_cast<uint32_t>(p.sums.piece_bytes / 16)};
+      sum += MixUnit(data, at, end, rows);
+      if (unit + 1 == last || (unit + 1) / units != n) {  // the last of this block in this share
+        const uint64_t whole = WarpSum64(sum);
+        if (lane == 0) atomicAdd(reinterpret_cast<unsigned long long*>(p.sums.sums + n), whole);
+        sum = 0;
+      }
+    }
   }
-  cluster.sync();
-  if (rank == 0 && threadIdx.x == 0) {
-    uint64_t sum = 0;
-    for (uint32_t r = 0; r < ranks; ++r) sum += *cluster.map_shared_rank(&block_sum, r);
-    uint64_t z = sum ^ ((static_cast<uint64_t>(tokens) + 1) * kKvDigestKeyTokens);
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    z ^= z >> 31;
-    p.digests[n] = z == 0 ? 1 : z;
+  if (p.done.arrived != nullptr) Arrive(p);
+}
+
+// A block takes every gridDim-th piece.
+__global__ __launch_bounds__(kThreads) void PiecesKernel(const KvCopyPiecesParams p) {
+  __shared__ KvPiece next;
+  PdlWait();
+  PdlTrigger();
+  for (int n = blockIdx.x; n < p.count; n += gridDim.x) {
+    if (threadIdx.x == 0) next = p.pieces[n];
+    __syncthreads();
+    const KvPiece piece = next;
+    const uint32_t end = piece.bytes / 16;
+    for (uint32_t first = threadIdx.x; first < end; first += kThreads * kVectors) {
+      uint4 data[kVectors];
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        const uint32_t at = first + i * kThreads;
+        if (at < end) data[i] = LoadStreamCoherent16(piece.from + static_cast<size_t>(at) * 16);
+      }
+#pragma unroll
+      for (int i = 0; i < kVectors; ++i) {
+        const uint32_t at = first + i * kThreads;
+        if (at < end) Store16(piece.to + static_cast<size_t>(at) * 16, data[i]);
+      }
+    }
+    __syncthreads();
   }
-  cluster.sync();
+}
+
+absl::Status Check(const KvGatherParams& p, const char* what) {
+  const KvSumsTarget& s = p.sums;
+  bool ok = p.count >= 0 && p.sms > 0 && p.offset % 16 == 0 && p.bytes % 16 == 0 && p.block_bytes % 16 == 0 &&
+            p.offset + p.bytes <= p.block_bytes && p.block_bytes / 16 <= 0x7fffffff &&
+            static_cast<uint64_t>(p.count) * ((p.bytes / 16 + kUnit - 1) / kUnit) <= 0xffffffffu;
+  if (s.sums != nullptr) {
+    ok = ok && s.row_bytes != 0 && s.row_bytes % 16 == 0 && s.piece_bytes != 0 && s.piece_bytes % s.row_bytes == 0 &&
+         p.block_bytes % s.piece_bytes == 0 && p.offset % s.piece_bytes == 0 && p.bytes % s.piece_bytes == 0;
+  }
+  ok = ok && (p.done.arrived != nullptr || (s.out == nullptr && p.done.word == nullptr));
+  if (ok) return absl::OkStatus();
+  return absl::InvalidArgumentError(std::string(what) + ": " + std::to_string(p.bytes) + " bytes at " +
+                                    std::to_string(p.offset) + " of blocks of " + std::to_string(p.block_bytes) +
+                                    ", rows of " + std::to_string(s.row_bytes) + " in pieces of " +
+                                    std::to_string(s.piece_bytes));
 }
 
 }  // namespace
 
 absl::Status KvGather(const KvGatherParams& p, const LaunchContext& context) {
-  if (p.count == 0 || p.bytes == 0) return absl::OkStatus();
-  if (p.count < 0 || p.sms <= 0 || p.offset % 16 != 0 || p.bytes % 16 != 0 || p.block_bytes % 16 != 0 ||
-      p.offset + p.bytes > p.block_bytes || p.bytes / 16 > 0x7fffffff) {
-    return absl::InvalidArgumentError("KvGather: " + std::to_string(p.bytes) + " bytes at " + std::to_string(p.offset) +
-                                      " of blocks of " + std::to_string(p.block_bytes));
-  }
-  return ToStatus(Launch(context, GatherKernel, dim3(p.sms), dim3(kGatherThreads), 0, 1, p), "kv gather");
+  if (absl::Status s = Check(p, "KvGather"); !s.ok()) return s;
+  const auto kernel = p.sums.sums != nullptr ? WalkKernel<true, true> : WalkKernel<true, false>;
+  return ToStatus(Launch(context, kernel, dim3(p.sms), dim3(kThreads), 0, 1, p), "kv gather");
 }
 
-absl::Status KvDigest(const KvDigestParams& p, const LaunchContext& context) {
+absl::Status KvSums(const KvGatherParams& p, const LaunchContext& context) {
+  if (absl::Status s = Check(p, "KvSums"); !s.ok()) return s;
+  if (p.sums.sums == nullptr) return absl::InvalidArgumentError("KvSums: no place for the sums");
+  return ToStatus(Launch(context, WalkKernel<false, true>, dim3(p.sms), dim3(kThreads), 0, 1, p), "kv sums");
+}
+
+absl::Status KvCopyPieces(const KvCopyPiecesParams& p, const LaunchContext& context) {
   if (p.count == 0) return absl::OkStatus();
-  if (p.count < 0 || p.row_bytes == 0 || p.row_bytes % 16 != 0 || p.piece_bytes % p.row_bytes != 0 ||
-      p.piece_bytes == 0 || p.block_bytes % p.piece_bytes != 0 || p.block_bytes / 16 > 0x7fffffff) {
-    return absl::InvalidArgumentError("KvDigest: rows of " + std::to_string(p.row_bytes) + " bytes in pieces of " +
-                                      std::to_string(p.piece_bytes) + " in blocks of " + std::to_string(p.block_bytes));
-  }
-  const int cluster = p.count < kManyDigests ? kDigestCluster : 1;
-  return ToStatus(Launch(context, DigestKernel, dim3(p.count * cluster), dim3(kDigestThreads), 0, cluster, p),
-                  "kv digest");
+  if (p.count < 0 || p.sms <= 0)
+    return absl::InvalidArgumentError("KvCopyPieces: " + std::to_string(p.count) + " pieces");
+  return ToStatus(Launch(context, PiecesKernel, dim3(p.count < p.sms ? p.count : p.sms), dim3(kThreads), 0, 1, p),
+                  "kv pieces");
 }
 
 }  // namespace agentserve::kernels::cuda

@@ -41,6 +41,34 @@ TEST(KvDigest, EveryBitOfValidRowsCounts) {
   }
 }
 
+// What lets each layer be digested as soon as it is written, in any order and split anyhow.
+TEST(KvDigest, SumsOfPartsMakeTheWhole) {
+  const std::vector<std::byte> block = Block(5);
+  const size_t pieces = kShape.block_bytes / kShape.piece_bytes;
+  for (uint32_t tokens : {0u, 3u, 4u}) {
+    for (size_t cut = 0; cut <= pieces; ++cut) {
+      const size_t at = cut * kShape.piece_bytes;
+      const uint64_t back = KvDigestSum(block.data(), kShape, {at, kShape.block_bytes - at}, tokens);
+      const uint64_t front = KvDigestSum(block.data(), kShape, {0, at}, tokens);
+      EXPECT_EQ(KvDigestFinish(back + front, tokens), KvDigest(block.data(), kShape, tokens)) << cut;
+    }
+  }
+}
+
+// A layer that was left out, counted twice, or taken from another block's same place.
+TEST(KvDigest, NoticesLayersMissingTwiceOrForeign) {
+  const std::vector<std::byte> block = Block(6), other = Block(7);
+  const uint64_t digest = KvDigest(block.data(), kShape, 4);
+  const size_t layer = kShape.block_bytes / 3;
+  for (size_t at = 0; at < kShape.block_bytes; at += layer) {
+    const uint64_t all = KvDigestSum(block.data(), kShape, {0, kShape.block_bytes}, 4);
+    const uint64_t one = KvDigestSum(block.data(), kShape, {at, layer}, 4);
+    EXPECT_NE(KvDigestFinish(all - one, 4), digest);
+    EXPECT_NE(KvDigestFinish(all + one, 4), digest);
+    EXPECT_NE(KvDigestFinish(all - one + KvDigestSum(other.data(), kShape, {at, layer}, 4), 4), digest);
+  }
+}
+
 TEST(KvDigest, RowsBeyondTheTokensDoNotCount) {
   const std::vector<std::byte> block = Block(3);
   for (uint32_t tokens = 0; tokens < 4; ++tokens) {

@@ -16,7 +16,6 @@
 #include "absl/status/statusor.h"
 #include "base/unix_fd.h"
 #include "engine/kv_layout.h"
-#include "kvstore/transport/digest.h"
 
 namespace agentserve::kvstore {
 
@@ -26,8 +25,6 @@ enum class MemoryKind : uint32_t { kHost = 0, kCuda = 1 };
 // What a reader must know about a pool's memory before it maps it.
 struct MemoryFacts {
   MemoryKind kind = MemoryKind::kHost;
-  // How the owner computes the digests of its seals.
-  DigestAlgorithm digest = DigestAlgorithm::kXxh3;
   std::array<uint8_t, 16> device_uuid{};  // host memory: zeros
   uint64_t allocation_bytes = 0;          // of the descriptor beside the pool file; host memory: 0
   bool operator==(const MemoryFacts&) const = default;
@@ -51,15 +48,33 @@ struct DigestItem {
   uint32_t tokens = 0;
 };
 
+// A block that is read from a peer's pool. `tokens` as in DigestItem.
+struct PulledBlock {
+  uint32_t from = 0, to = 0;
+  uint32_t tokens = 0;
+};
+
+// Digest sums (digest.h) of some blocks, taken layer by layer while they are written. One thread at a time. Must not
+// outlive its memory.
+class LayerSums {
+ public:
+  virtual ~LayerSums() = default;
+  // Adds layers [first, first + count), above those before, whose bytes are complete. A device may read them after this
+  // has returned: nobody writes to those rows before Take.
+  virtual absl::Status Add(uint32_t first, uint32_t count) = 0;
+  // What was added since the last Take, in the order of the items. INTERNAL: the device failed.
+  virtual absl::Status Take(std::span<uint64_t> sums) = 0;
+};
+
 // Blocks of another process, mapped read-only. Thread-safe. Must not outlive the memory that imported it.
 class PeerMemory {
  public:
   virtual ~PeerMemory() = default;
-  // Copies bytes [offset, offset + bytes) (multiples of 16) of src_blocks[i] here to the same place of dst_blocks[i] of
-  // the memory that imported this. When it returns, the copy is complete and visible to everything that this process
-  // starts on its device afterwards. Indices were checked.
-  virtual absl::Status Gather(std::span<const uint32_t> src_blocks, std::span<const uint32_t> dst_blocks, size_t offset,
-                              size_t bytes) = 0;
+  // Copies layers [first, first + count) of blocks[i].from here to blocks[i].to of the memory that imported this, and
+  // stores the digest sums of the copies, unless `sums` is empty. When it returns, the copy is complete and visible to
+  // everything that this process starts on its device afterwards. Indices were checked.
+  virtual absl::Status Gather(std::span<const PulledBlock> blocks, uint32_t first, uint32_t count,
+                              std::span<uint64_t> sums) = 0;
   // "mapped": one hop. "staged": through memory of this host, since the devices cannot reach each other.
   virtual std::string_view path() const = 0;
   // Bytes / 1e9 / second of copies of real blocks into scratch memory of about `bytes`, for at most about `ms`.
@@ -96,12 +111,16 @@ class BlockMemory {
   // Copies between blocks and host memory; complete when they return. INTERNAL: the device failed.
   virtual absl::Status CopyOut(std::span<const PieceOut> pieces) = 0;
   virtual absl::Status CopyIn(std::span<const PieceIn> pieces) = 0;
+  // Begins to digest blocks that are being written.
+  virtual absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items) = 0;
+  // Sums of layers [first, first + count) of blocks whose bytes are complete there. `sums` has a place for each
+  // item.
+  absl::Status Sums(std::span<const DigestItem> items, uint32_t first, uint32_t count, std::span<uint64_t> sums);
+  // Makes ready for so many copies at once: doing it later would stop the device for a moment.
+  virtual absl::Status WarmUp(size_t) { return absl::OkStatus(); }
   // Memory to and from which CopyOut and CopyIn are as fast as they get: pinned, for a GPU, so that its copy engine
   // works alone. Not cleared. RESOURCE_EXHAUSTED: there is not so much.
   virtual absl::StatusOr<std::unique_ptr<HostBuffer>> NewHostBuffer(size_t bytes) = 0;
-  // Digests of blocks whose bytes are complete, by any of the algorithms. `out` has a place for each item.
-  virtual absl::Status Digests(DigestAlgorithm algorithm, std::span<const DigestItem> items,
-                               std::span<uint64_t> out) = 0;
   // Descriptor of the memory for peers. Host memory lies in the pool's file and has none: UNIMPLEMENTED.
   virtual absl::StatusOr<base::UniqueFd> Export() = 0;
   // Maps memory of the same kind that another process exported. UNIMPLEMENTED: not possible between these two, another

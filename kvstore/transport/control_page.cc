@@ -60,6 +60,7 @@ std::optional<PoolGeometry> ComputeGeometry(const engine::KvLayout& layout, uint
   bool ok = Mul(layout.block_tokens, layout.head_dim, &piece) && Mul(piece, layout.ElementBytes(), &piece) &&
             Mul(piece, size_t{2} * layout.num_kv_heads, &piece) && Mul(piece, layout.num_layers, &g.block_bytes);
   if (!ok || g.block_bytes == 0) return std::nullopt;
+  if (layout.head_dim * layout.ElementBytes() % 16 != 0) return std::nullopt;  // digests read whole 16-byte words
   ok = Mul(num_blocks, sizeof(BlockWords), &words) && Add(words, sizeof(PoolHeader), &words) &&
        AlignUp(words, alignof(ProgressSlot), &g.slots_offset) && Mul(num_slots, sizeof(ProgressSlot), &slots) &&
        Add(slots, g.slots_offset, &slots) && AlignUp(slots, align, &g.control_bytes) &&

@@ -16,6 +16,8 @@ namespace agentserve::kvstore {
 
 inline constexpr uint64_t kPoolMagic = 0x31304b4c424b5641;
 inline constexpr uint32_t kPoolFormatVersion = 2;
+// How digests are computed: the only way at present. 0 was another one.
+inline constexpr uint32_t kPositionalSum = 1;
 inline constexpr size_t kWorkerIdBytes = 64;  // zero-padded, so at most 63 characters
 
 enum class BlockState : uint8_t { kFree = 0, kWriting = 1, kSealed = 2 };
@@ -51,7 +53,7 @@ struct PoolHeader {
   uint64_t block_bytes;
   char worker_id[kWorkerIdBytes];
   uint32_t memory_kind;       // MemoryKind: whether the blocks are in this file
-  uint32_t digest_algorithm;  // DigestAlgorithm
+  uint32_t digest_algorithm;  // kPositionalSum
   char reserved1[96];
 };
 static_assert(sizeof(PoolHeader) == 256);

@@ -3,24 +3,24 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <string_view>
 
 #include "engine/kv_layout.h"
 
 namespace agentserve::kvstore {
 
-// Values are in the pool's header, in the handshake and (plus one) on the wire. The owner of a pool picks the one that
-// its memory computes fast; a reader computes the owner's.
-enum class DigestAlgorithm : uint32_t { kXxh3 = 0, kPositionalSum = 1 };
-std::string_view ToString(DigestAlgorithm algorithm);
+// Sum over rows [0, tokens) of the (K|V, head) pieces of layers [first, first + count) of the block at `block`
+// (layout.BlockBytes() bytes of host memory). Sums of disjoint layers add up, modulo 2^64, in any order. Requires
+// tokens
+// <= layout.block_tokens. Thread-safe.
+struct LayerRange {
+  uint32_t first = 0, count = 0;
+};
+uint64_t LayerSum(const engine::KvLayout& layout, const std::byte* block, LayerRange layers, uint32_t tokens);
 
-// Digest of rows [0, tokens) of every (layer, K|V, head) piece of the block at `block` (layout.BlockBytes() bytes of
-// host memory), never 0. Requires tokens <= layout.block_tokens. Thread-safe. XXH3 runs at about memory speed for full
-// blocks.
-uint64_t BlockDigest(DigestAlgorithm algorithm, const engine::KvLayout& layout, const std::byte* block,
-                     uint32_t tokens);
-inline uint64_t BlockDigest(const engine::KvLayout& layout, const std::byte* block, uint32_t tokens) {
-  return BlockDigest(DigestAlgorithm::kXxh3, layout, block, tokens);
-}
+// The digest of a block whose layers sum up to `sum`; never 0.
+uint64_t DigestOfSum(uint64_t sum, uint32_t tokens);
+
+// Of a whole block.
+uint64_t BlockDigest(const engine::KvLayout& layout, const std::byte* block, uint32_t tokens);
 
 }  // namespace agentserve::kvstore

@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "kvstore/transport/block_memory.h"
+#include "kvstore/transport/digest.h"
 #include "kvstore/transport/host_memory.h"
 
 namespace agentserve::kvstore {
@@ -34,7 +35,6 @@ class FakeMemory final : public BlockMemory {
     AS_CHECK(real_ != MAP_FAILED && fake != MAP_FAILED);
     view_ = {static_cast<std::byte*>(fake), blocks, layout};
     facts_.kind = MemoryKind::kCuda;
-    facts_.digest = DigestAlgorithm::kPositionalSum;
     facts_.device_uuid[0] = device->number;
     facts_.allocation_bytes = bytes_;
   }
@@ -58,12 +58,10 @@ class FakeMemory final : public BlockMemory {
     for (const PieceIn& p : pieces) std::memcpy(Real(p.block) + p.offset, p.host, p.bytes);
     return Health();
   }
-  absl::Status Digests(DigestAlgorithm algorithm, std::span<const DigestItem> items, std::span<uint64_t> out) override {
+  absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items) override {
     ++digest_calls_;
-    for (size_t i = 0; i < items.size(); ++i) {
-      out[i] = BlockDigest(algorithm, view_.layout, Real(items[i].block), items[i].tokens);
-    }
-    return Health();
+    if (device_->broken) return Health();
+    return std::make_unique<HostLayerSums>(view_.layout, items, [this](uint32_t block) { return Real(block); });
   }
   absl::StatusOr<std::unique_ptr<HostBuffer>> NewHostBuffer(size_t bytes) override { return MapHostBuffer(bytes); }
   absl::StatusOr<base::UniqueFd> Export() override { return base::UniqueFd(dup(fd_.get())); }
@@ -91,11 +89,14 @@ class FakeMemory::Peer final : public PeerMemory {
     AS_CHECK(data_ != MAP_FAILED);
   }
   ~Peer() override { munmap(data_, bytes_); }
-  absl::Status Gather(std::span<const uint32_t> src_blocks, std::span<const uint32_t> dst_blocks, size_t offset,
-                      size_t bytes) override {
-    const size_t block = local_.view().layout.BlockBytes();
-    for (size_t i = 0; i < src_blocks.size(); ++i) {
-      std::memcpy(local_.Real(dst_blocks[i]) + offset, data_ + src_blocks[i] * block + offset, bytes);
+  absl::Status Gather(std::span<const PulledBlock> blocks, uint32_t first, uint32_t count,
+                      std::span<uint64_t> sums) override {
+    const engine::KvLayout& l = local_.view().layout;
+    const size_t offset = first * l.LayerBytes();
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      std::byte* to = local_.Real(blocks[i].to);
+      std::memcpy(to + offset, data_ + blocks[i].from * l.BlockBytes() + offset, count * l.LayerBytes());
+      if (!sums.empty()) sums[i] = LayerSum(l, to, {first, count}, blocks[i].tokens);
     }
     return local_.Health();
   }

@@ -34,7 +34,7 @@ std::string EncodeHello(const PoolHello& hello) {
          hello.layout_fingerprint,
          hello.file_bytes,
          static_cast<uint32_t>(hello.memory.kind),
-         static_cast<uint32_t>(hello.memory.digest),
+         kPositionalSum,
          hello.memory.allocation_bytes,
          {}};
   std::memcpy(w.device_uuid, hello.memory.device_uuid.data(), sizeof(w.device_uuid));
@@ -59,14 +59,12 @@ absl::StatusOr<PoolHello> DecodeHello(std::string_view payload) {
     return absl::DataLossError(base::StrCat("pool handshake: worker id of ", w.id_bytes, " bytes in a message of ",
                                             payload.size(), "; 1..", kWorkerIdBytes - 1));
   }
-  if (w.memory_kind > static_cast<uint32_t>(MemoryKind::kCuda) ||
-      w.digest_algorithm > static_cast<uint32_t>(DigestAlgorithm::kPositionalSum)) {
+  if (w.memory_kind > static_cast<uint32_t>(MemoryKind::kCuda) || w.digest_algorithm != kPositionalSum) {
     return absl::DataLossError(base::StrCat("pool handshake: memory kind ", w.memory_kind, " and digest algorithm ",
                                             w.digest_algorithm, " are not known"));
   }
   PoolHello hello{std::string(payload.substr(sizeof(w))), w.incarnation, w.layout_fingerprint, w.file_bytes, {}};
   hello.memory.kind = static_cast<MemoryKind>(w.memory_kind);
-  hello.memory.digest = static_cast<DigestAlgorithm>(w.digest_algorithm);
   hello.memory.allocation_bytes = w.allocation_bytes;
   std::memcpy(hello.memory.device_uuid.data(), w.device_uuid, sizeof(w.device_uuid));
   return hello;

@@ -2,10 +2,13 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
+#include "base/status_macros.h"
 #include "base/strings.h"
+#include "kvstore/transport/digest.h"
 
 namespace agentserve::kvstore {
 namespace {
@@ -34,6 +37,27 @@ absl::StatusOr<std::unique_ptr<HostBuffer>> MapHostBuffer(size_t bytes) {
   return std::make_unique<MappedBuffer>(data, bytes);
 }
 
+absl::Status BlockMemory::Sums(std::span<const DigestItem> items, uint32_t first, uint32_t count,
+                               std::span<uint64_t> sums) {
+  if (items.empty()) return absl::OkStatus();
+  AS_ASSIGN_OR_RETURN(const std::unique_ptr<LayerSums> layers, BeginSums(items));
+  AS_RETURN_IF_ERROR(layers->Add(first, count));
+  return layers->Take(sums);
+}
+
+absl::Status HostLayerSums::Add(uint32_t first, uint32_t count) {
+  for (size_t i = 0; i < items_.size(); ++i) {
+    sums_[i] += LayerSum(layout_, block_(items_[i].block), {first, count}, items_[i].tokens);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status HostLayerSums::Take(std::span<uint64_t> sums) {
+  std::copy(sums_.begin(), sums_.end(), sums.begin());
+  std::fill(sums_.begin(), sums_.end(), 0);
+  return absl::OkStatus();
+}
+
 absl::Status HostMemory::CopyOut(std::span<const PieceOut> pieces) {
   for (const PieceOut& p : pieces) std::memcpy(p.host, view_.Block(p.block) + p.offset, p.bytes);
   return absl::OkStatus();
@@ -44,12 +68,8 @@ absl::Status HostMemory::CopyIn(std::span<const PieceIn> pieces) {
   return absl::OkStatus();
 }
 
-absl::Status HostMemory::Digests(DigestAlgorithm algorithm, std::span<const DigestItem> items,
-                                 std::span<uint64_t> out) {
-  for (size_t i = 0; i < items.size(); ++i) {
-    out[i] = BlockDigest(algorithm, view_.layout, view_.Block(items[i].block), items[i].tokens);
-  }
-  return absl::OkStatus();
+absl::StatusOr<std::unique_ptr<LayerSums>> HostMemory::BeginSums(std::span<const DigestItem> items) {
+  return std::make_unique<HostLayerSums>(view_.layout, items, [v = view_](uint32_t block) { return v.Block(block); });
 }
 
 absl::StatusOr<base::UniqueFd> HostMemory::Export() {

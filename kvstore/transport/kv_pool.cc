@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
+#include "kvstore/transport/digest.h"
 #include "kvstore/transport/host_memory.h"
 
 #ifndef F_SEAL_FUTURE_WRITE
@@ -65,7 +66,8 @@ absl::StatusOr<std::unique_ptr<KvPool>> KvPool::Create(const KvPoolOptions& opti
     return absl::InvalidArgumentError(base::StrCat(
         "KV pool: impossible shape: ", options.num_blocks, " blocks of ", options.layout.num_layers, " layers x ",
         options.layout.num_kv_heads, " KV heads x ", options.layout.head_dim, " x ", options.layout.block_tokens,
-        " tokens (all must be positive and the pool must fit the address space)"));
+        " tokens (all must be positive, a row of a head a multiple of 16 bytes, and the pool must fit the address "
+        "space)"));
   }
   const uint64_t available = AvailableMemory();
   if (available != 0 && geometry->file_bytes > available) {
@@ -144,7 +146,7 @@ void KvPool::WriteHeader() {
   h.control_bytes = geometry_.control_bytes;
   h.block_bytes = geometry_.block_bytes;
   h.memory_kind = static_cast<uint32_t>(memory_->facts().kind);
-  h.digest_algorithm = static_cast<uint32_t>(memory_->facts().digest);
+  h.digest_algorithm = kPositionalSum;
   std::memcpy(h.worker_id, options_.worker_id.data(), options_.worker_id.size());
   std::memcpy(base_, &h, sizeof(h));
 }
@@ -179,18 +181,42 @@ void KvPool::FreeBlock(engine::BlockId block) {
 uint64_t KvPool::Digest(engine::BlockId block, uint32_t tokens) const {
   AS_CHECK_LT(block.value, options_.num_blocks);
   const DigestItem item{block.value, tokens};
-  uint64_t digest = 0;
-  const absl::Status status = memory_->Digests(memory_->facts().digest, {&item, 1}, {&digest, 1});
+  uint64_t sum = 0;
+  const absl::Status status = memory_->Sums({&item, 1}, 0, layout().num_layers, {&sum, 1});
   AS_CHECK(status.ok()) << status.message();
-  return digest;
+  return DigestOfSum(sum, tokens);
 }
 
 absl::StatusOr<std::vector<uint64_t>> KvPool::Digests(std::span<const engine::SealRequest> seals) const {
+  return SealDigests(memory_.get(), seals).Finish();
+}
+
+SealDigests::SealDigests(BlockMemory* memory, std::span<const engine::SealRequest> seals)
+    : num_layers_(memory->view().layout.num_layers) {
+  if (seals.empty()) return;
   std::vector<DigestItem> items;
   items.reserve(seals.size());
-  for (const engine::SealRequest& s : seals) items.push_back({s.block.value, s.tokens});
-  std::vector<uint64_t> digests(items.size());
-  if (!items.empty()) AS_RETURN_IF_ERROR(memory_->Digests(memory_->facts().digest, items, digests));
+  for (const engine::SealRequest& s : seals) {
+    items.push_back({s.block.value, s.tokens});
+    tokens_.push_back(s.tokens);
+  }
+  absl::StatusOr<std::unique_ptr<LayerSums>> sums = memory->BeginSums(items);
+  status_ = sums.status();
+  if (sums.ok()) sums_ = *std::move(sums);
+}
+
+void SealDigests::LayerWritten(uint32_t layer) {
+  if (sums_ == nullptr || !status_.ok() || layer < layers_) return;
+  status_ = sums_->Add(layers_, layer + 1 - layers_);
+  layers_ = layer + 1;
+}
+
+absl::StatusOr<std::vector<uint64_t>> SealDigests::Finish() {
+  std::vector<uint64_t> digests(tokens_.size());
+  if (layers_ < num_layers_) LayerWritten(num_layers_ - 1);
+  AS_RETURN_IF_ERROR(status_);
+  if (sums_ != nullptr) AS_RETURN_IF_ERROR(sums_->Take(digests));
+  for (size_t i = 0; i < digests.size(); ++i) digests[i] = DigestOfSum(digests[i], tokens_[i]);
   return digests;
 }
 

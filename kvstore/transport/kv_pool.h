@@ -43,6 +43,25 @@ struct ProgressRef {
   uint64_t tag = 0;
 };
 
+// Digests of the blocks that a step fills, taken layer by layer while it runs, so that little is left to do at its end.
+// One thread at a time; must not outlive the memory. A device's failure shows at Finish.
+class SealDigests {
+ public:
+  SealDigests(BlockMemory* memory, std::span<const engine::SealRequest> seals);
+  // Layers up to this one are written in all the blocks. Rising; layers may be left out.
+  void LayerWritten(uint32_t layer);
+  // All layers are written, and nobody writes to those rows. One digest for each seal, in their order. INTERNAL: the
+  // device failed. Call once.
+  absl::StatusOr<std::vector<uint64_t>> Finish();
+
+ private:
+  const uint32_t num_layers_;
+  std::vector<uint32_t> tokens_;
+  std::unique_ptr<LayerSums> sums_;  // null: there is nothing to digest, or the device failed
+  uint32_t layers_ = 0;              // added
+  absl::Status status_;
+};
+
 class KvPool {
  public:
   // INVALID_ARGUMENT: bad options. RESOURCE_EXHAUSTED: no memory for so many blocks. With `device_memory` (of the same

@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
-#include <xxhash.h>
 
 #include "kvstore/transport/digest.h"
 #include "kvstore/transport/handshake.h"
@@ -84,27 +83,65 @@ TEST(KvPoolTest, HugePageOptionAligns) {
   EXPECT_EQ((*pool)->file_bytes(), (2u << 20) + 2 * TinyLayout().BlockBytes());
 }
 
-// The digest is the hash of the rows gathered in order: checked against one buffer built by hand.
-TEST(DigestTest, CoversExactlyTheValidRows) {
+// What lets a layer be digested while the next one is computed, here and over there.
+TEST(DigestTest, LayersAddUpInAnyOrder) {
   const engine::KvLayout l = TinyLayout();
   LocalPool local(l, 1);
   FillRandom(local.view(), 0, 3);
+  const std::byte* block = local.view().Block(0);
   for (uint32_t tokens : {1u, 7u, 16u}) {
-    std::string rows;
-    for (uint32_t layer = 0; layer < l.num_layers; ++layer) {
-      for (uint32_t kv = 0; kv < 2; ++kv) {
-        for (uint32_t head = 0; head < l.num_kv_heads; ++head) {
-          rows.append(reinterpret_cast<const char*>(local.view().Block(0) + l.Offset(layer, kv, head)),
-                      size_t{tokens} * l.head_dim * l.ElementBytes());
-        }
-      }
-    }
-    EXPECT_EQ(BlockDigest(l, local.view().Block(0), tokens), XXH3_64bits(rows.data(), rows.size()));
+    uint64_t sum = 0;
+    for (uint32_t layer : {2u, 0u, 3u, 1u}) sum += LayerSum(l, block, {layer, 1}, tokens);
+    EXPECT_EQ(DigestOfSum(sum, tokens), BlockDigest(l, block, tokens));
+    EXPECT_NE(DigestOfSum(sum, tokens), DigestOfSum(sum, tokens - 1)) << "a truncated block";
   }
 }
 
+TEST(DigestTest, SwappedLayersAndBlocksAreFound) {
+  const engine::KvLayout l = TinyLayout();
+  LocalPool local(l, 2);
+  FillRandom(local.view(), 0, 3);
+  FillRandom(local.view(), 1, 4);
+  std::byte *a = local.view().Block(0), *b = local.view().Block(1);
+  const uint64_t before = BlockDigest(l, a, 16);
+  EXPECT_NE(before, BlockDigest(l, b, 16));
+  for (uint32_t i = 0; i < l.num_layers; ++i) {
+    for (uint32_t j = 0; j < i; ++j) {
+      std::byte *x = a + i * l.LayerBytes(), *y = a + j * l.LayerBytes();
+      std::swap_ranges(x, x + l.LayerBytes(), y);
+      EXPECT_NE(BlockDigest(l, a, 16), before) << "layers " << i << " and " << j;
+      std::swap_ranges(x, x + l.LayerBytes(), y);
+    }
+    std::byte *x = a + i * l.LayerBytes(), *y = b + i * l.LayerBytes();
+    std::swap_ranges(x, x + l.LayerBytes(), y);
+    EXPECT_NE(BlockDigest(l, a, 16), before) << "layer " << i << " of another block";
+    std::swap_ranges(x, x + l.LayerBytes(), y);
+  }
+  EXPECT_EQ(BlockDigest(l, a, 16), before);
+}
+
+// A step's seals, told layer by layer, or in leaps, or not at all.
+TEST(SealDigestsTest, EqualTheDigestsOfTheWholeBlocks) {
+  auto pool = MakePool();
+  std::vector<engine::SealRequest> seals;
+  std::vector<uint64_t> expected;
+  for (uint32_t b = 0; b < 5; ++b) {
+    FillRandom(pool->view(), b, b);
+    seals.push_back({engine::SeqId(1), BlockId(b), b, 3 * b + 2});
+    expected.push_back(pool->Digest(BlockId(b), 3 * b + 2));
+  }
+  for (const std::vector<uint32_t>& told : std::vector<std::vector<uint32_t>>{{0, 1, 2, 3}, {1, 2}, {3}, {0}, {}}) {
+    SealDigests digests(&pool->memory(), seals);
+    for (uint32_t layer : told) digests.LayerWritten(layer);
+    const auto got = digests.Finish();
+    ASSERT_TRUE(got.ok());
+    EXPECT_EQ(*got, expected) << told.size() << " layers told";
+  }
+  EXPECT_TRUE(SealDigests(&pool->memory(), {}).Finish()->empty());
+}
+
 TEST(DigestTest, EveryBitOfValidRowsCountsAndNoOther) {
-  const engine::KvLayout l{1, 1, 4, 4, engine::KvDtype::kBf16, 1};
+  const engine::KvLayout l{1, 1, 8, 4, engine::KvDtype::kBf16, 1};
   LocalPool local(l, 1);
   FillRandom(local.view(), 0, 3);
   const uint64_t before = BlockDigest(l, local.view().Block(0), 3);
@@ -121,7 +158,7 @@ TEST(DigestTest, EveryBitOfValidRowsCountsAndNoOther) {
 
 TEST(HandshakeTest, RoundTripAndRefusals) {
   PoolHello hello{"prefill-7", 42, 43, 4096, {}};
-  hello.memory = {MemoryKind::kCuda, DigestAlgorithm::kPositionalSum, {1, 2, 3}, uint64_t{1} << 37};
+  hello.memory = {MemoryKind::kCuda, {1, 2, 3}, uint64_t{1} << 37};
   const std::string wire = EncodeHello(hello);
   const auto back = DecodeHello(wire);
   ASSERT_TRUE(back.ok());

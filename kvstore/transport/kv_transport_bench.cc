@@ -3,6 +3,7 @@
 #include <benchmark/benchmark.h>
 
 #include "base/log.h"
+#include "kvstore/transport/device_memory.h"
 #include "kvstore/transport/digest.h"
 #include "kvstore/transport/transport_test_util.h"
 
@@ -110,6 +111,46 @@ void Digest(benchmark::State& state) {
   }
   state.SetBytesProcessed(state.iterations() * walk.bytes());
 }
+
+// Streams between pools in GPU memory (of two GPUs if there are), as between hosts; sums included.
+void StreamGpu(benchmark::State& state, bool layers) {
+  const engine::KvLayout layout = OneBLayout();
+  const auto blocks = static_cast<uint32_t>(state.range(0)), total = blocks * 2;
+  const auto memory = [&](int device) {
+    auto made = NewDeviceMemory(device, layout, total);
+    AS_CHECK(made.ok()) << made.status().message();
+    return *std::move(made);
+  };
+  Owner owner(layout, total, 11, "prefill-0", 8, memory(0));
+  const auto local = memory(static_cast<int>(ListDevices().size()) - 1);
+  std::vector<BlockRef> refs;
+  for (uint32_t i = 0; i < blocks; ++i) refs.push_back(owner.Write((i * 7919) % total, 1, i));
+  auto peer = PeerPool::Connect(owner.endpoint(), {.layout = layout,
+                                                   .memory = local.get(),
+                                                   .mode = TransportMode::kStream,
+                                                   .stream_connections = static_cast<int>(state.range(1))});
+  AS_CHECK(peer.ok()) << peer.status().message();
+  for (auto _ : state) {
+    std::vector<uint64_t> sums(blocks, 0);
+    const uint32_t step = layers ? 1 : layout.num_layers;
+    for (uint32_t l = 0; l < layout.num_layers; l += step) {
+      AS_CHECK((*peer)->ReadLayers(refs, l, step, local->view(), BlockIds(0, blocks), sums).ok());
+    }
+    AS_CHECK((*peer)->Validate(refs, local->view(), BlockIds(0, blocks), sums).ok());
+  }
+  state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(blocks * layout.BlockBytes()));
+  state.counters["probe_GB/s"] = (*peer)->gb_per_s();
+}
+[[maybe_unused]] const bool kGpuBenches = [] {
+  if (ListDevices().empty()) return false;
+  for (const bool layers : {false, true}) {
+    benchmark::RegisterBenchmark(layers ? "StreamGpuByLayer" : "StreamGpu", StreamGpu, layers)
+        ->ArgNames({"blocks", "connections"})
+        ->ArgsProduct({{64, 512}, {1, 4, 8}})
+        ->UseRealTime();
+  }
+  return true;
+}();
 
 // {shape: 0 = tiny 16 KiB blocks, 1 = Llama 3.2 1B 512 KiB blocks; blocks per pull}
 void Shapes(benchmark::internal::Benchmark* b) {

@@ -49,7 +49,6 @@ class MappedPeer final : public PeerPool {
     AS_RETURN_IF_ERROR(CheckHello(hello));
     AS_RETURN_IF_ERROR(Map(received.first[0].get(), hello.file_bytes));
     AS_RETURN_IF_ERROR(CheckHeader(hello.memory));
-    digest_ = hello.memory.digest;
     if (hello.memory.kind != MemoryKind::kHost) {
       if (received.first.size() != 2) {
         return absl::DataLossError(base::StrCat("KV pool of ", peer_.worker_id, ": ", received.first.size(),
@@ -68,9 +67,8 @@ class MappedPeer final : public PeerPool {
   // A link between GPUs moves 64 MiB in 0.2 ms.
   size_t bytes_per_read() const override { return imported_ != nullptr ? 64 << 20 : PeerPool::bytes_per_read(); }
 
-  // A layer of 1024 tokens of the 1B model takes a GPU about 0.2 ms.
   std::chrono::microseconds poll_every() const override {
-    return imported_ != nullptr ? std::chrono::microseconds(50) : PeerPool::poll_every();
+    return imported_ != nullptr ? std::chrono::microseconds(0) : PeerPool::poll_every();
   }
 
   bool PeerAlive() override {
@@ -109,31 +107,37 @@ class MappedPeer final : public PeerPool {
 
   void EndProgress(uint32_t, uint64_t) override {}
 
+  uint64_t SealedDigest(const BlockRef& ref) override {
+    if (ref.index >= peer_.num_blocks) return 0;
+    const BlockWords& words = page_.block(ref.index);
+    const BlockMeta expected{ref.epoch, ref.tokens, BlockState::kSealed};
+    if (BlockMeta::Unpack(words.meta.load(std::memory_order_acquire)) != expected) return 0;
+    const uint64_t digest = words.digest.load(std::memory_order_relaxed);
+    return page_.LoadMetaAfterCopy(ref.index) == expected ? digest : 0;
+  }
+
  protected:
-  absl::Status DoRead(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count, BlockMemory& local,
-                      std::span<const engine::BlockId> dst_blocks) override {
+  absl::Status DoRead(std::span<const BlockRef> refs, LayerRange layers, BlockMemory& local,
+                      std::span<const engine::BlockId> dst_blocks, std::span<uint64_t> sums) override {
+    if (imported_ != nullptr) {
+      std::vector<PulledBlock> blocks(refs.size());
+      for (size_t i = 0; i < refs.size(); ++i) blocks[i] = {refs[i].index, dst_blocks[i].value, refs[i].tokens};
+      return imported_->Gather(blocks, layers.first, layers.count, sums);
+    }
     const engine::KvLayout& l = options_.layout;
-    const size_t offset = first_layer * l.LayerBytes();
-    const size_t bytes = count * l.LayerBytes();
-    if (imported_ != nullptr) return Gather(refs, dst_blocks, offset, bytes);
+    const size_t offset = layers.first * l.LayerBytes(), bytes = layers.count * l.LayerBytes();
     if (into_device()) {
       std::vector<PieceIn> pieces(refs.size());
       for (size_t i = 0; i < refs.size(); ++i) {
         pieces[i] = {dst_blocks[i].value, offset, bytes, Block(refs[i].index) + offset};
       }
-      return local.CopyIn(pieces);
+      AS_RETURN_IF_ERROR(local.CopyIn(pieces));
+      return SumCopies(refs, layers, local, dst_blocks, sums);
     }
-    const engine::KvPoolView& dst = local.view();
-    const bool whole = bytes == l.BlockBytes();
-    for (size_t i = 0; i < refs.size();) {
-      // Whole blocks that follow each other on both sides are one copy.
-      size_t run = 1;
-      while (whole && i + run < refs.size() && refs[i + run].index == refs[i].index + run &&
-             dst_blocks[i + run].value == dst_blocks[i].value + run) {
-        ++run;
-      }
-      std::memcpy(dst.Block(dst_blocks[i].value) + offset, Block(refs[i].index) + offset, run * bytes);
-      i += run;
+    for (size_t i = 0; i < refs.size(); ++i) {
+      std::byte* to = local.view().Block(dst_blocks[i].value);
+      std::memcpy(to + offset, Block(refs[i].index) + offset, bytes);
+      if (!sums.empty()) sums[i] = LayerSum(l, to, layers, refs[i].tokens);  // while the copy is in the cache
     }
     return absl::OkStatus();
   }
@@ -160,16 +164,6 @@ class MappedPeer final : public PeerPool {
 
  private:
   const std::byte* Block(uint32_t index) const { return blocks_ + size_t{index} * options_.layout.BlockBytes(); }
-
-  absl::Status Gather(std::span<const BlockRef> refs, std::span<const engine::BlockId> dst_blocks, size_t offset,
-                      size_t bytes) {
-    std::vector<uint32_t> from(refs.size()), to(refs.size());
-    for (size_t i = 0; i < refs.size(); ++i) {
-      from[i] = refs[i].index;
-      to[i] = dst_blocks[i].value;
-    }
-    return imported_->Gather(from, to, offset, bytes);
-  }
 
   absl::Status Import(base::UniqueFd fd, const MemoryFacts& facts) {
     if (!into_device()) {
@@ -264,7 +258,7 @@ class MappedPeer final : public PeerPool {
         {"number of blocks", h.num_blocks, peer_.num_blocks},
         {"block size", h.block_bytes, geometry->block_bytes},
         {"kind of memory", h.memory_kind, static_cast<uint64_t>(memory.kind)},
-        {"digest algorithm", h.digest_algorithm, static_cast<uint64_t>(memory.digest)},
+        {"digest algorithm", h.digest_algorithm, kPositionalSum},
     };
     for (const auto& r : rules) {
       if (r.got != r.expected) return Differs(peer_, r.what, r.got, r.expected);

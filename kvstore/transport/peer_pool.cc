@@ -61,34 +61,33 @@ absl::Status PeerPool::CheckRead(std::span<const BlockRef> refs, uint32_t first_
 }
 
 absl::Status PeerPool::ReadLayers(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count,
-                                  const engine::KvPoolView& dst, std::span<const engine::BlockId> dst_blocks) {
+                                  const engine::KvPoolView& dst, std::span<const engine::BlockId> dst_blocks,
+                                  std::span<uint64_t> sums) {
   AS_RETURN_IF_ERROR(CheckRead(refs, first_layer, count, dst, dst_blocks));
   if (refs.empty() || count == 0) return absl::OkStatus();
   const auto begin = SteadyClock::now();
   HostMemory host(dst);
-  const absl::Status status =
-      DoRead(refs, first_layer, count, options_.memory != nullptr ? *options_.memory : host, dst_blocks);
-  if (status.ok()) {
-    const auto spent = std::chrono::duration_cast<std::chrono::nanoseconds>(SteadyClock::now() - begin).count();
-    bytes_.fetch_add(refs.size() * count * options_.layout.LayerBytes(), std::memory_order_relaxed);
-    nanoseconds_.fetch_add(static_cast<uint64_t>(spent), std::memory_order_relaxed);
-    reads_.fetch_add(1, std::memory_order_relaxed);
-  }
-  return status;
+  std::vector<uint64_t> read(sums.size());
+  AS_RETURN_IF_ERROR(
+      DoRead(refs, {first_layer, count}, options_.memory != nullptr ? *options_.memory : host, dst_blocks, read));
+  for (size_t i = 0; i < sums.size(); ++i) sums[i] += read[i];
+  const auto spent = std::chrono::duration_cast<std::chrono::nanoseconds>(SteadyClock::now() - begin).count();
+  bytes_.fetch_add(refs.size() * count * options_.layout.LayerBytes(), std::memory_order_relaxed);
+  nanoseconds_.fetch_add(static_cast<uint64_t>(spent), std::memory_order_relaxed);
+  reads_.fetch_add(1, std::memory_order_relaxed);
+  return absl::OkStatus();
 }
 
-absl::Status PeerPool::DigestCopies(std::span<const BlockRef> refs, const engine::KvPoolView& dst,
-                                    std::span<const engine::BlockId> dst_blocks, std::span<uint64_t> digests) {
-  AS_RETURN_IF_ERROR(CheckRead(refs, 0, options_.layout.num_layers, dst, dst_blocks));
+absl::Status PeerPool::SumCopies(std::span<const BlockRef> refs, LayerRange layers, BlockMemory& local,
+                                 std::span<const engine::BlockId> dst_blocks, std::span<uint64_t> sums) {
+  if (sums.empty()) return absl::OkStatus();
   std::vector<DigestItem> items(refs.size());
   for (size_t i = 0; i < refs.size(); ++i) items[i] = {dst_blocks[i].value, refs[i].tokens};
-  HostMemory host(dst);
-  BlockMemory& local = options_.memory != nullptr ? *options_.memory : host;
-  return items.empty() ? absl::OkStatus() : local.Digests(digest_, items, digests);
+  return local.Sums(items, layers.first, layers.count, sums);
 }
 
 ValidateResult PeerPool::Validate(std::span<const BlockRef> refs, const engine::KvPoolView& dst,
-                                  std::span<const engine::BlockId> dst_blocks, std::span<const uint64_t> known) {
+                                  std::span<const engine::BlockId> dst_blocks, std::span<const uint64_t> sums) {
   if (absl::Status s = CheckRead(refs, 0, options_.layout.num_layers, dst, dst_blocks); !s.ok()) {
     return {ReadOutcome::kDigestMismatch, 0, base::MessageOf(s)};
   }
@@ -100,29 +99,24 @@ ValidateResult PeerPool::Validate(std::span<const BlockRef> refs, const engine::
     stale.position = fresh;
   }
   if (!stale.ok()) --fresh;
-  std::vector<uint64_t> digests(fresh);
-  std::vector<size_t> missing;
-  for (size_t i = 0; i < fresh; ++i) {
-    digests[i] = known.empty() ? 0 : known[i];
-    if (digests[i] == 0) missing.push_back(i);
+  std::vector<uint64_t> computed;
+  if (sums.empty()) {
+    computed.resize(fresh);
+    HostMemory host(dst);
+    BlockMemory& local = options_.memory != nullptr ? *options_.memory : host;
+    const LayerRange all{0, options_.layout.num_layers};
+    if (absl::Status s = SumCopies(refs.first(fresh), all, local, dst_blocks.first(fresh), computed); !s.ok()) {
+      return {ReadOutcome::kDigestMismatch, 0, base::MessageOf(s)};
+    }
+    sums = computed;
   }
-  std::vector<BlockRef> missing_refs;
-  std::vector<engine::BlockId> missing_blocks;
-  for (size_t i : missing) {
-    missing_refs.push_back(refs[i]);
-    missing_blocks.push_back(dst_blocks[i]);
-  }
-  std::vector<uint64_t> computed(missing.size());
-  if (absl::Status s = DigestCopies(missing_refs, dst, missing_blocks, computed); !s.ok()) {
-    return {ReadOutcome::kDigestMismatch, 0, base::MessageOf(s)};
-  }
-  for (size_t i = 0; i < missing.size(); ++i) digests[missing[i]] = computed[i];
   for (size_t i = 0; i < fresh; ++i) {
     const BlockRef& ref = refs[i];
-    if (ref.digest == 0 || digests[i] != ref.digest) {
+    const uint64_t digest = DigestOfSum(sums[i], ref.tokens);
+    if (ref.digest == 0 || digest != ref.digest) {
       return {ReadOutcome::kDigestMismatch, i,
               base::StrCat("block ", ref.index, " of ", peer_.worker_id, ", epoch ", ref.epoch, ", ", ref.tokens,
-                           " tokens: digest of the copy is ", digests[i], ", expected ", ref.digest)};
+                           " tokens: digest of the copy is ", digest, ", expected ", ref.digest)};
     }
   }
   return stale.ok() ? ValidateResult() : stale;
@@ -137,7 +131,7 @@ absl::Status PeerPool::Probe() {
   // The first round faults pages in and opens connections; it is timed only if it is the only one.
   for (int round = 0; round < 8; ++round) {
     const auto start = SteadyClock::now();
-    if (round > 0 && start > limit) break;
+    if (round > 1 && start > limit) break;
     AS_ASSIGN_OR_RETURN(const size_t bytes, ProbeOnce(scratch));
     const double seconds = std::chrono::duration<double>(SteadyClock::now() - start).count();
     gb_per_s_ = std::max(gb_per_s_, static_cast<double>(bytes) / 1e9 / std::max(seconds, 1e-9));

@@ -26,6 +26,7 @@
 #include "engine/kv_layout.h"
 #include "kvstore/block_ref.h"
 #include "kvstore/transport/block_memory.h"
+#include "kvstore/transport/digest.h"
 
 namespace agentserve::kvstore {
 
@@ -40,7 +41,6 @@ struct PeerEndpoint {
   std::string grpc_address;  // empty = cannot be streamed
   uint64_t layout_fingerprint = 0;
   uint32_t num_blocks = 0;
-  DigestAlgorithm digest = DigestAlgorithm::kXxh3;
 };
 
 struct PeerOptions {
@@ -54,6 +54,8 @@ struct PeerOptions {
   int connect_timeout_ms = 2000;
   // Limit of one Read call of the stream path.
   int read_timeout_ms = 10000;
+  // Connections of the stream path; 0 = one for two cores, at most 8.
+  int stream_connections = 0;
   // Bytes that the probe copies at most; it also stops after probe_ms.
   size_t probe_bytes = 16 << 20;
   int probe_ms = 20;
@@ -86,10 +88,12 @@ class PeerPool {
 
   // Copies layers [first_layer, first_layer + count) of refs[i] to block dst_blocks[i] of `dst` (same layout; the view
   // of options.memory, if there is one). The copy is complete on return; its content is not to be believed before
-  // Validate. Sizes of the spans are equal. Errors: INVALID_ARGUMENT (ranges),
+  // Validate. Adds the digest sum of the copied layers' first refs[i].tokens rows to sums[i], unless `sums` is empty;
+  // after an error they are as before. Sizes of the spans are equal. Errors: INVALID_ARGUMENT (ranges),
   // ABORTED (stream path: an epoch changed), UNAVAILABLE (peer gone; mapped reads never fail so).
   absl::Status ReadLayers(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count,
-                          const engine::KvPoolView& dst, std::span<const engine::BlockId> dst_blocks);
+                          const engine::KvPoolView& dst, std::span<const engine::BlockId> dst_blocks,
+                          std::span<uint64_t> sums = {});
   // All layers.
   absl::Status ReadBlocks(std::span<const BlockRef> refs, const engine::KvPoolView& dst,
                           std::span<const engine::BlockId> dst_blocks) {
@@ -106,14 +110,13 @@ class PeerPool {
   // The caller is done with this slot (stream path: ends its watch). Optional for slots that the owner releases.
   virtual void EndProgress(uint32_t slot, uint64_t tag) = 0;
 
-  // Digests of copies, by the owner's algorithm. Blocks that are complete before the others can be digested while those
-  // are pulled; only `tokens` of the refs is looked at. `digests` has a place for each. INTERNAL: the device failed.
-  absl::Status DigestCopies(std::span<const BlockRef> refs, const engine::KvPoolView& dst,
-                            std::span<const engine::BlockId> dst_blocks, std::span<uint64_t> digests);
   // Rules 2 and 3 of docs/kv_block_format.md section 5 over the copies. Digests of 0 in `refs` count as mismatch.
-  // `known`: empty, or for each block what DigestCopies said of the unchanged copy, 0 = compute it here.
+  // `sums`: what ReadLayers added up over all layers, of the same tokens; empty = the copies are digested here.
   ValidateResult Validate(std::span<const BlockRef> refs, const engine::KvPoolView& dst,
-                          std::span<const engine::BlockId> dst_blocks, std::span<const uint64_t> known = {});
+                          std::span<const engine::BlockId> dst_blocks, std::span<const uint64_t> sums = {});
+  // The digest that the owner's control page shows for the block: 0 while it is not sealed with these tokens under this
+  // epoch, and on paths without a page. Comes before the message that carries the same.
+  virtual uint64_t SealedDigest(const BlockRef&) { return 0; }
 
   // False once the owner's process is known to be gone or unreachable. Cheap; may lag for the stream path.
   virtual bool PeerAlive() = 0;
@@ -122,7 +125,8 @@ class PeerPool {
   virtual std::string_view transport() const = 0;
   // Bytes that one ReadLayers should copy at most, so that it lasts about a millisecond.
   virtual size_t bytes_per_read() const { return 8 << 20; }
-  // How often it is worth looking at the progress of a prompt: often against the time of a layer.
+  // How often it is worth looking at the progress of a prompt: often against the time of a layer. 0: as PullPace says,
+  // since copies are so fast that finding a layer late is what costs.
   virtual std::chrono::microseconds poll_every() const { return std::chrono::microseconds(300); }
   // Measured by the probe: bytes / 1e9 / second.
   double gb_per_s() const { return gb_per_s_; }
@@ -132,10 +136,13 @@ class PeerPool {
   TransferCounters counters() const;
 
  protected:
-  PeerPool(const PeerEndpoint& peer, const PeerOptions& options)
-      : peer_(peer), options_(options), digest_(peer.digest) {}
-  virtual absl::Status DoRead(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count, BlockMemory& local,
-                              std::span<const engine::BlockId> dst_blocks) = 0;
+  PeerPool(const PeerEndpoint& peer, const PeerOptions& options) : peer_(peer), options_(options) {}
+  // As ReadLayers; stores the sums.
+  virtual absl::Status DoRead(std::span<const BlockRef> refs, LayerRange layers, BlockMemory& local,
+                              std::span<const engine::BlockId> dst_blocks, std::span<uint64_t> sums) = 0;
+  // The sums of copies that are in `local`, for paths that do not sum while they copy.
+  static absl::Status SumCopies(std::span<const BlockRef> refs, LayerRange layers, BlockMemory& local,
+                                std::span<const engine::BlockId> dst_blocks, std::span<uint64_t> sums);
   // Rule 2; kOk or kStaleEpoch or kPeerGone.
   virtual ReadOutcome CheckEpoch(const BlockRef& ref, std::string* detail) = 0;
   // Copies blocks for timing only and returns bytes copied; 0 ends the probe.
@@ -150,7 +157,6 @@ class PeerPool {
 
   const PeerEndpoint peer_;
   const PeerOptions options_;
-  DigestAlgorithm digest_;  // the owner's
   double gb_per_s_ = 0;
   std::string problem_;
 

@@ -137,6 +137,41 @@ TEST_P(BothTransports, FlippedBitsAreFound) {
   EXPECT_EQ(peer->Validate({&unknown, 1}, local.view(), BlockIds(0, 1)).outcome, ReadOutcome::kDigestMismatch);
 }
 
+// Sums that were added up while layers were copied find what digests of the whole copies find.
+TEST_P(BothTransports, SumsOfLayersDecide) {
+  Owner owner(TinyLayout());
+  const std::vector<BlockRef> refs = {owner.Write(4, 1, 8), owner.Write(9, 1, 9, 5), owner.Write(2, 1, 10)};
+  auto peer = Connect(owner);
+  LocalPool local(TinyLayout(), 3);
+  const auto pull = [&](std::vector<uint32_t> layers, size_t flip) {
+    std::vector<uint64_t> sums(3, 0);
+    for (size_t i = 0; i < layers.size(); ++i) {
+      if (i == flip) owner.pool().view().Block(9)[TinyLayout().LayerBytes() * layers[i]] ^= std::byte{64};
+      EXPECT_TRUE(peer->ReadLayers(refs, layers[i], 1, local.view(), BlockIds(0, 3), sums).ok());
+      if (i == flip) owner.pool().view().Block(9)[TinyLayout().LayerBytes() * layers[i]] ^= std::byte{64};
+    }
+    return peer->Validate(refs, local.view(), BlockIds(0, 3), sums);
+  };
+  EXPECT_TRUE(pull({0, 1, 2, 3}, 9).ok());
+  EXPECT_TRUE(pull({3, 0, 2, 1}, 9).ok()) << "in any order";
+  EXPECT_EQ(pull({0, 1, 2}, 9).outcome, ReadOutcome::kDigestMismatch) << "a layer is missing";
+  EXPECT_EQ(pull({0, 1, 2, 3, 3}, 9).outcome, ReadOutcome::kDigestMismatch) << "a layer came twice";
+  for (size_t flip = 0; flip < 4; ++flip) {
+    const ValidateResult bad = pull({0, 1, 2, 3}, flip);
+    EXPECT_EQ(bad.outcome, ReadOutcome::kDigestMismatch);
+    EXPECT_EQ(bad.position, 1u);
+  }
+  owner.Write(2, 2, 11);
+  std::vector<uint64_t> sums(3, 5);
+  const absl::Status read = peer->ReadBlocks(refs, local.view(), BlockIds(0, 3));
+  const ValidateResult stale = pull({}, 9);
+  EXPECT_TRUE(!read.ok() || stale.outcome != ReadOutcome::kOk);
+  if (!read.ok()) {  // the stream tells at once
+    EXPECT_FALSE(peer->ReadLayers(refs, 0, 4, local.view(), BlockIds(0, 3), sums).ok());
+    EXPECT_EQ(sums, std::vector<uint64_t>(3, 5)) << "as before";
+  }
+}
+
 // The block is reused between the reference and the copy: both paths refuse, each in its way.
 TEST_P(BothTransports, ReuseBeforeTheCopyIsFound) {
   Owner owner(TinyLayout());
@@ -376,60 +411,6 @@ TEST(ExporterTest, BoundsPeersAndNoticesTheirEnd) {
   EXPECT_FALSE(peers[0]->PeerAlive());
   EXPECT_EQ(peers[0]->WaitProgress(0, (*owner.pool().AcquireProgress()).tag, {}, 2s).status().code(),
             absl::StatusCode::kUnavailable);
-}
-
-TEST(StreamPeerTest, ServiceRefusesBadRequests) {
-  Owner owner(TinyLayout());
-  const PeerEndpoint e = owner.endpoint();
-  auto channel = grpc::CreateChannel(e.grpc_address, grpc::InsecureChannelCredentials());
-  auto stub = v1::KvTransferService::NewStub(channel);
-  const auto read = [&](auto change) {
-    v1::ReadRequest r;
-    r.set_incarnation(e.incarnation);
-    r.set_layout_fingerprint(e.layout_fingerprint);
-    r.add_blocks()->set_index(0);
-    r.set_probe(true);
-    change(r);
-    grpc::ClientContext context;
-    auto reader = stub->Read(&context, r);
-    v1::ReadResponse chunk;
-    while (reader->Read(&chunk)) {
-    }
-    return reader->Finish().error_code();
-  };
-  EXPECT_EQ(read([](auto&) {}), grpc::StatusCode::OK);
-  EXPECT_EQ(read([](auto& r) { r.mutable_blocks(0)->set_index(64); }), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_EQ(read([](auto& r) { r.set_first_layer(4); }), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_EQ(read([](auto& r) { r.set_layer_count(0xffffffff); }), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_EQ(read([](auto& r) { r.set_incarnation(1); }), grpc::StatusCode::FAILED_PRECONDITION);
-  EXPECT_EQ(read([](auto& r) { r.set_layout_fingerprint(1); }), grpc::StatusCode::FAILED_PRECONDITION);
-  EXPECT_EQ(read([](auto& r) {
-              for (int i = 0; i < kMaxReadBlocks; ++i) r.add_blocks();
-            }),
-            grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_EQ(read([](auto& r) {
-              for (int i = 0; i < 9000; ++i) r.add_blocks();
-            }),
-            grpc::StatusCode::INVALID_ARGUMENT)
-      << "probes are bounded in bytes";
-}
-
-// The owner stops while readers wait: they end with an error, nothing hangs.
-TEST(StreamPeerTest, StopEndsWaiters) {
-  auto owner = std::make_unique<Owner>(TinyLayout());
-  auto peer = MustConnect(owner->endpoint(), TinyLayout(), TransportMode::kStream);
-  const ProgressRef ref = *owner->pool().AcquireProgress();
-  ASSERT_TRUE(peer->LoadProgress(ref.slot, ref.tag).ok());
-  std::thread stopper([&] {
-    std::this_thread::sleep_for(30ms);
-    owner->service().Stop();
-  });
-  EXPECT_EQ(peer->WaitProgress(ref.slot, ref.tag, {}, 5s).status().code(), absl::StatusCode::kUnavailable);
-  stopper.join();
-  const BlockRef block = owner->Write(0, 1, 1);
-  owner.reset();
-  LocalPool local(TinyLayout(), 1);
-  EXPECT_EQ(peer->ReadBlocks({&block, 1}, local.view(), BlockIds(0, 1)).code(), absl::StatusCode::kUnavailable);
 }
 
 TEST(TransportModeTest, Parses) {

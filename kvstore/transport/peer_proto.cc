@@ -3,14 +3,8 @@
 namespace agentserve::kvstore {
 
 PeerEndpoint FromProto(const common::v1::KvEndpoint& proto) {
-  return {proto.worker_id(),
-          proto.incarnation(),
-          proto.unix_socket(),
-          proto.grpc_address(),
-          proto.layout().fingerprint(),
-          proto.num_blocks(),
-          proto.digest() == common::v1::KV_DIGEST_POSITIONAL_SUM ? DigestAlgorithm::kPositionalSum
-                                                                 : DigestAlgorithm::kXxh3};
+  return {proto.worker_id(),    proto.incarnation(),          proto.unix_socket(),
+          proto.grpc_address(), proto.layout().fingerprint(), proto.num_blocks()};
 }
 
 BlockRef FromProto(const common::v1::KvBlockRef& proto) {
@@ -38,10 +32,6 @@ void ToProto(const engine::KvLayout& layout, common::v1::KvLayout* proto) {
   proto->set_block_tokens(layout.block_tokens);
   proto->set_dtype(layout.dtype == engine::KvDtype::kBf16 ? "bf16" : "fp32");
   proto->set_fingerprint(layout.Fingerprint());
-}
-
-common::v1::KvDigest ToProto(DigestAlgorithm digest) {
-  return digest == DigestAlgorithm::kPositionalSum ? common::v1::KV_DIGEST_POSITIONAL_SUM : common::v1::KV_DIGEST_XXH3;
 }
 
 }  // namespace agentserve::kvstore

@@ -14,6 +14,5 @@ std::vector<BlockRef> FromProto(const agentserve::common::v1::KvHandle& proto);
 void ToProto(const BlockRef& ref, agentserve::common::v1::KvBlockRef* proto);
 // Shape fields and fingerprint of `layout`.
 void ToProto(const engine::KvLayout& layout, agentserve::common::v1::KvLayout* proto);
-common::v1::KvDigest ToProto(DigestAlgorithm digest);
 
 }  // namespace agentserve::kvstore

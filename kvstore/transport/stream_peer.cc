@@ -1,15 +1,19 @@
 // Reads a peer's pool through KvTransferService.
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <climits>
 #include <condition_variable>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <mutex>
+#include <thread>
 
 #include "agentserve/kvstore/v1/kvstore.grpc.pb.h"
 #include "base/status_macros.h"
 #include "base/strings.h"
+#include "kvstore/transport/call_pool.h"
 #include "kvstore/transport/peer_pool_impl.h"
 #include "kvstore/transport/peer_proto.h"
 #include "kvstore/transport/transfer_service.h"
@@ -94,7 +98,8 @@ class ProgressWatch final : public grpc::ClientReadReactor<v1::WatchProgressResp
 
 class StreamPeer final : public PeerPool {
  public:
-  StreamPeer(const PeerEndpoint& peer, const PeerOptions& options) : PeerPool(peer, options) {}
+  StreamPeer(const PeerEndpoint& peer, const PeerOptions& options)
+      : PeerPool(peer, options), calls_(LinksFor(options)) {}
   ~StreamPeer() override {
     for (auto& [key, watch] : watches_) watch->Cancel();
     for (auto& [key, watch] : watches_) watch->WaitDone();
@@ -104,21 +109,18 @@ class StreamPeer final : public PeerPool {
     if (peer_.grpc_address.empty()) {
       return absl::InvalidArgumentError(base::StrCat("KV pool of ", peer_.worker_id, " offers no gRPC address"));
     }
-    grpc::ChannelArguments args;
-    args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
-    args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);
-    args.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    args.SetInt(GRPC_ARG_CLIENT_IDLE_TIMEOUT_MS, INT_MAX);
-    args.SetMaxReceiveMessageSize(4 << 20);
-    // A connection of its own: bulk bytes must not queue before the commands of another link.
-    args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-    channel_ = grpc::CreateCustomChannel(peer_.grpc_address, grpc::InsecureChannelCredentials(), args);
-    if (!channel_->WaitForConnected(std::chrono::system_clock::now() +
-                                    std::chrono::milliseconds(options_.connect_timeout_ms))) {
-      return absl::UnavailableError(base::StrCat("KV stream from ", peer_.worker_id, ": no connection to ",
-                                                 peer_.grpc_address, " within ", options_.connect_timeout_ms, " ms"));
+    const auto until = std::chrono::system_clock::now() + std::chrono::milliseconds(options_.connect_timeout_ms);
+    for (size_t i = 0; i < calls_.width(); ++i) {
+      Link link;
+      link.channel = grpc::CreateCustomChannel(peer_.grpc_address, grpc::InsecureChannelCredentials(), ChannelArgs());
+      if (!link.channel->WaitForConnected(until)) {
+        return absl::UnavailableError(base::StrCat("KV stream from ", peer_.worker_id, ": no connection to ",
+                                                   peer_.grpc_address, " within ", options_.connect_timeout_ms, " ms"));
+      }
+      link.stub = v1::KvTransferService::NewStub(link.channel);
+      links_.push_back(std::move(link));
     }
-    stub_ = v1::KvTransferService::NewStub(channel_);
+    if (options_.memory != nullptr) AS_RETURN_IF_ERROR(options_.memory->WarmUp(links_.size()));
     return Probe();
   }
 
@@ -127,7 +129,7 @@ class StreamPeer final : public PeerPool {
   bool PeerAlive() override {
     if (gone_.load(std::memory_order_relaxed)) return false;
     // The channel never idles by itself, so anything else than READY is a lost connection.
-    return channel_->GetState(false) == GRPC_CHANNEL_READY;
+    return links_[0].channel->GetState(false) == GRPC_CHANNEL_READY;
   }
 
   absl::StatusOr<engine::PrefillProgress> LoadProgress(uint32_t slot, uint64_t tag) override {
@@ -141,6 +143,9 @@ class StreamPeer final : public PeerPool {
     return Ended(slot, tag, watch->Wait(peer_, last, timeout));
   }
 
+  // Shared by the connections.
+  size_t bytes_per_read() const override { return links_.size() * (2 << 20); }
+
   void EndProgress(uint32_t slot, uint64_t tag) override {
     std::lock_guard lock(mu_);
     const auto it = watches_.find({slot, tag});
@@ -150,25 +155,15 @@ class StreamPeer final : public PeerPool {
   }
 
  protected:
-  absl::Status DoRead(std::span<const BlockRef> refs, uint32_t first_layer, uint32_t count, BlockMemory& local,
-                      std::span<const engine::BlockId> dst_blocks) override {
-    const size_t layer_bytes = options_.layout.LayerBytes();
-    for (size_t i = 0; i < refs.size(); i += kMaxReadBlocks) {
-      const auto part = refs.subspan(i, std::min<size_t>(kMaxReadBlocks, refs.size() - i));
-      v1::ReadRequest request;
-      request.set_first_layer(first_layer);
-      request.set_layer_count(count);
-      for (const BlockRef& r : part) ToProto(r, request.add_blocks());
-      const auto store = [&](std::vector<PieceIn>& pieces) {
-        for (PieceIn& p : pieces) {
-          p.block = dst_blocks[i + p.block].value;
-          p.offset += first_layer * layer_bytes;
-        }
-        return local.CopyIn(pieces);
-      };
-      AS_RETURN_IF_ERROR(Stream(&request, count * layer_bytes, store));
-    }
-    return absl::OkStatus();
+  absl::Status DoRead(std::span<const BlockRef> refs, LayerRange layers, BlockMemory& local,
+                      std::span<const engine::BlockId> dst_blocks, std::span<uint64_t> sums) override {
+    const size_t bytes = refs.size() * layers.count * options_.layout.LayerBytes();
+    const size_t parts = std::clamp<size_t>(bytes / kPartBytes, 1, std::min(links_.size(), refs.size()));
+    AS_RETURN_IF_ERROR(InParts(parts, [&](Stub* stub, size_t i) {
+      const size_t begin = refs.size() * i / parts, end = refs.size() * (i + 1) / parts;
+      return ReadPart(stub, refs.subspan(begin, end - begin), layers, local, dst_blocks.subspan(begin, end - begin));
+    }));
+    return SumCopies(refs, layers, local, dst_blocks, sums);
   }
 
   // The owner compared epochs around each copy, and the digest of the copy decides: nothing is left to ask.
@@ -176,28 +171,88 @@ class StreamPeer final : public PeerPool {
 
   absl::StatusOr<size_t> ProbeOnce(std::span<std::byte> scratch) override {
     const size_t block_bytes = options_.layout.BlockBytes();
-    const size_t blocks = scratch.size() / block_bytes;
-    v1::ReadRequest request;
-    request.set_probe(true);
-    for (size_t i = 0; i < blocks; ++i) request.add_blocks()->set_index(static_cast<uint32_t>(i));
-    const auto store = [&](std::vector<PieceIn>& pieces) {
-      for (const PieceIn& p : pieces) std::memcpy(scratch.data() + p.block * block_bytes + p.offset, p.host, p.bytes);
-      return absl::OkStatus();
-    };
-    AS_RETURN_IF_ERROR(Stream(&request, block_bytes, store));
+    const size_t blocks = scratch.size() / block_bytes, parts = std::min(links_.size(), blocks);
+    AS_RETURN_IF_ERROR(InParts(parts, [&](Stub* stub, size_t part) {
+      const size_t begin = blocks * part / parts, end = blocks * (part + 1) / parts;
+      v1::ReadRequest request;
+      request.set_probe(true);
+      for (size_t i = begin; i < end; ++i) request.add_blocks()->set_index(static_cast<uint32_t>(i));
+      const auto store = [&](std::vector<PieceIn>& pieces) {
+        for (const PieceIn& p : pieces) {
+          std::memcpy(scratch.data() + (begin + p.block) * block_bytes + p.offset, p.host, p.bytes);
+        }
+        return absl::OkStatus();
+      };
+      return Stream(stub, &request, block_bytes, store);
+    }));
     return blocks * block_bytes;
   }
 
  private:
+  // One connection moves 1 to 2 GB/s, as its bytes pass through one thread at each end; several share the cores.
+  static constexpr size_t kMostLinks = 8;
+  // Less is not worth a call.
+  static constexpr size_t kPartBytes = 256 << 10;
+  struct Link {
+    std::shared_ptr<grpc::Channel> channel;
+    std::unique_ptr<Stub> stub;
+  };
+
+  static size_t LinksFor(const PeerOptions& options) {
+    if (options.stream_connections > 0) return static_cast<size_t>(options.stream_connections);
+    return std::clamp<size_t>(std::thread::hardware_concurrency() / 2, 1, kMostLinks);
+  }
+
+  static grpc::ChannelArguments ChannelArgs() {
+    grpc::ChannelArguments args;
+    args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
+    args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);
+    args.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    args.SetInt(GRPC_ARG_CLIENT_IDLE_TIMEOUT_MS, INT_MAX);
+    args.SetMaxReceiveMessageSize(4 << 20);
+    // A connection of its own: bulk bytes must not queue before the commands of another link.
+    args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    return args;
+  }
+
+  // read(stub, i) for each part, each on a connection of its own; the first error.
+  absl::Status InParts(size_t parts, const std::function<absl::Status(Stub*, size_t)>& read) {
+    std::vector<absl::Status> statuses(parts);
+    calls_.Run(parts, [&](size_t i) { statuses[i] = read(links_[i].stub.get(), i); });
+    for (const absl::Status& s : statuses) AS_RETURN_IF_ERROR(s);
+    return absl::OkStatus();
+  }
+
+  absl::Status ReadPart(Stub* stub, std::span<const BlockRef> refs, LayerRange layers, BlockMemory& local,
+                        std::span<const engine::BlockId> dst_blocks) {
+    const size_t layer_bytes = options_.layout.LayerBytes();
+    for (size_t i = 0; i < refs.size(); i += kMaxReadBlocks) {
+      const auto part = refs.subspan(i, std::min<size_t>(kMaxReadBlocks, refs.size() - i));
+      v1::ReadRequest request;
+      request.set_first_layer(layers.first);
+      request.set_layer_count(layers.count);
+      for (const BlockRef& r : part) ToProto(r, request.add_blocks());
+      const auto store = [&](std::vector<PieceIn>& pieces) {
+        for (PieceIn& p : pieces) {
+          p.block = dst_blocks[i + p.block].value;
+          p.offset += layers.first * layer_bytes;
+        }
+        return local.CopyIn(pieces);
+      };
+      AS_RETURN_IF_ERROR(Stream(stub, &request, layers.count * layer_bytes, store));
+    }
+    return absl::OkStatus();
+  }
+
   // Runs one Read; the messages must tile [0, range_bytes) of each block in order. `store` gets the pieces of a
   // message; `block` is the place in the request.
   template <typename Store>
-  absl::Status Stream(v1::ReadRequest* request, size_t range_bytes, const Store& store) {
+  absl::Status Stream(Stub* stub, v1::ReadRequest* request, size_t range_bytes, const Store& store) {
     request->set_incarnation(peer_.incarnation);
     request->set_layout_fingerprint(peer_.layout_fingerprint);
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(options_.read_timeout_ms));
-    const auto reader = stub_->Read(&context, *request);
+    const auto reader = stub->Read(&context, *request);
     v1::ReadResponse chunk;
     std::vector<PieceIn> pieces;
     size_t block = 0, offset = 0;
@@ -257,7 +312,7 @@ class StreamPeer final : public PeerPool {
       request.set_progress_slot(slot);
       request.set_progress_tag(tag);
       watch = std::make_shared<ProgressWatch>();
-      watch->Start(stub_.get(), request);
+      watch->Start(links_[0].stub.get(), request);
     }
     return watch;
   }
@@ -272,8 +327,8 @@ class StreamPeer final : public PeerPool {
     return result;
   }
 
-  std::shared_ptr<grpc::Channel> channel_;
-  std::unique_ptr<Stub> stub_;
+  CallPool calls_;
+  std::vector<Link> links_;  // as many as calls at once; the first also follows progress
   std::atomic<bool> gone_{false};
   std::mutex mu_;  // guards below
   std::map<std::pair<uint32_t, uint64_t>, std::shared_ptr<ProgressWatch>> watches_;

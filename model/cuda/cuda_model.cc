@@ -53,6 +53,7 @@ CudaModel::CudaModel(int ordinal, ModelConfig config, const LoadOptions& options
 void CudaModel::set_cuda_options(const CudaOptions& cuda) {
   executor_options_.forward.fuse_norm_rows = cuda.fuse_norm_rows;
   executor_options_.forward.prefetch_bytes = cuda.prefetch_bytes;
+  executor_options_.forward.whole_step_rows = cuda.whole_step_rows;
   executor_options_.forward.skip = cuda.skip;
   executor_options_.graphs = cuda.graphs;
   executor_options_.warm_up = cuda.warm_up;

@@ -19,6 +19,7 @@ struct CudaOptions {
   bool pdl = true;
   int fuse_norm_rows = ForwardOptions().fuse_norm_rows;
   size_t prefetch_bytes = ForwardOptions().prefetch_bytes;
+  int whole_step_rows = ForwardOptions().whole_step_rows;
   bool keep_logits = false;
   uint32_t skip = 0;  // SkipPart
 };

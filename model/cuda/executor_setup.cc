@@ -7,6 +7,7 @@
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "model/cuda/executor.h"
+#include "model/cuda/whole_step.h"
 
 namespace agentserve::model::cuda {
 namespace {
@@ -138,6 +139,11 @@ absl::Status CudaExecutor::Allocate(const DeviceWeights& weights) {
     AS_ASSIGN_OR_RETURN(layer_written_.emplace_back(), Event::Create());
   }
   forward_ = std::make_unique<Forward>(config_, weights, pool_, buffers_, options_.forward, side_.get(), fork_.get());
+  if (buffers_.whole_step != nullptr && options_.forward.whole_step_rows > 0) {
+    AS_ASSIGN_OR_RETURN(auto step, MakeWholeStep(config_, weights, pool_, buffers_.whole_step,
+                                                 options_.forward.step.num_sms, compute_.get()));
+    forward_->set_whole_step(std::move(step));
+  }
   AS_RETURN_IF_ERROR(ToStatus(cudaDeviceSynchronize(), "clearing activations"));
   return options_.warm_up && pool_.num_blocks > 0 ? WarmUp() : absl::OkStatus();
 }

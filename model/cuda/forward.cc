@@ -10,6 +10,7 @@
 #include "kernels/rmsnorm/rmsnorm_cuda.h"
 #include "kernels/sampling/sampling_cuda.h"
 #include "model/cuda/init_kernels.h"
+#include "model/cuda/whole_step.h"
 
 namespace agentserve::model::cuda {
 namespace {
@@ -67,6 +68,9 @@ Buffers Buffers::Carve(const ModelConfig& c, const ExecutorLimits& limits, const
   b.decode = arena->Take<std::byte>(b.decode_bytes);
   b.prefill = arena->Take<std::byte>(b.prefill_bytes);
   b.sample = arena->Take<std::byte>(b.sample_bytes);
+  if (const size_t bytes = options.batch_invariant ? 0 : WholeStepBytes(c, options.num_sms); bytes > 0) {
+    b.whole_step = arena->Take<std::byte>(bytes);
+  }
   return b;
 }
 
@@ -245,9 +249,32 @@ absl::Status Forward::Head(const Pass& pass, const HeadOutput& head) const {
   return kernels::cuda::LmHead(p, pass.context);
 }
 
+bool Forward::RunsWhole(const StepShape& shape, bool observed) const {
+  return whole_step_ != nullptr && !observed && options_.skip == 0 && shape.all_sample() &&
+         shape.decodes <= options_.whole_step_rows && kernels::cuda::DecodeStep::SupportsRows(shape.decodes);
+}
+
+absl::Status Forward::LaunchWhole(const StepShape& shape, const StepArrays& arrays, const int32_t* sampled,
+                                  const HeadOutput& head, const LaunchContext& context) const {
+  kernels::cuda::DecodeStepParams p;
+  p.rows = shape.decodes;
+  p.ids = arrays.ids;
+  p.from = sampled == nullptr ? nullptr : arrays.from;
+  p.sampled = sampled;
+  p.positions = arrays.positions;
+  p.slots = arrays.slots;
+  p.tables = arrays.decode_tables;
+  p.table_stride = shape.decode_stride;
+  p.tokens = head.tokens;
+  p.best = head.best;
+  p.logits = head.logits ? buffers_.logits : nullptr;
+  return whole_step_->Launch(p, context.stream);
+}
+
 absl::Status Forward::Launch(const StepShape& shape, const StepArrays& arrays, int tiles, const int32_t* sampled,
                              const HeadOutput& head, const std::function<absl::Status(uint32_t)>& after_kv,
                              const LaunchContext& context) const {
+  if (RunsWhole(shape, after_kv != nullptr)) return LaunchWhole(shape, arrays, sampled, head, context);
   const bool prefetches = Prefetches(shape);
   Pass pass{shape, arrays, tiles, context, shape.rows(), buffers_.attention, buffers_.hidden};
   kernels::cuda::EmbeddingParams e;

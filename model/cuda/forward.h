@@ -5,11 +5,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "engine/kv_layout.h"
 #include "kernels/attention/paged_kv.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/decode_step/decode_step_cuda.h"
 #include "kernels/gemm/linear_cuda.h"
 #include "model/config.h"
 #include "model/cuda/device.h"
@@ -33,6 +36,7 @@ struct Buffers {
   std::byte* decode = nullptr;
   std::byte* prefill = nullptr;
   std::byte* sample = nullptr;
+  std::byte* whole_step = nullptr;  // null if no step runs as one kernel
   size_t linear_bytes = 0, decode_bytes = 0, prefill_bytes = 0, sample_bytes = 0;
 
   // Rows are rounded up to whole buckets, so that padding has a place.
@@ -68,7 +72,10 @@ struct ForwardOptions {
   // Bytes of the weights after attention that are brought to the L2 while attention, which reads little, runs; for
   // steps of few rows. 0: none.
   size_t prefetch_bytes = 0;
-  uint32_t skip = 0;  // SkipPart
+  // Steps of at most so many decodes and nothing else run as one kernel, where there is one for the model; never in the
+  // batch-invariant mode. 0: none.
+  int whole_step_rows = kernels::cuda::DecodeStep::kMaxRows;
+  uint32_t skip = 0;  // SkipPart; of the chain of kernels
 };
 
 // Where the LM head's choice goes. `tokens` null: logits only.
@@ -90,6 +97,8 @@ class Forward {
         options_(options),
         side_(side),
         fork_(fork) {}
+  // From now on small steps run as this one kernel. May be null.
+  void set_whole_step(std::unique_ptr<kernels::cuda::DecodeStep> step) { whole_step_ = std::move(step); }
 
   // Launches the step. `arrays` are device pointers; `tiles` of the prefill plan are in use. `sampled`: tokens of the
   // step before, may be null. `after_kv(layer)` is called once all of the layer's KV writes are in the stream; may be
@@ -100,6 +109,9 @@ class Forward {
 
  private:
   struct Pass;  // one step being launched
+  bool RunsWhole(const StepShape& shape, bool observed) const;
+  absl::Status LaunchWhole(const StepShape& shape, const StepArrays& arrays, const int32_t* sampled,
+                           const HeadOutput& head, const kernels::cuda::LaunchContext& context) const;
   absl::Status Normed(const __nv_bfloat16* weight, kernels::cuda::LinearParams* p,
                       const kernels::cuda::LaunchContext& context) const;
   absl::Status Linear(const kernels::cuda::LinearParams& p, uint32_t part,
@@ -119,6 +131,7 @@ class Forward {
   const ForwardOptions options_;
   const cudaStream_t side_;
   const cudaEvent_t fork_;
+  std::unique_ptr<kernels::cuda::DecodeStep> whole_step_;
 };
 
 }  // namespace agentserve::model::cuda

@@ -338,10 +338,12 @@ absl::Status RunParts(CudaModel& model, const BenchOptions& o, const CudaOptions
   std::vector<Variant> variants;
   const auto add = [&](const char* name, auto change) {
     CudaOptions c = base;
+    c.whole_step_rows = 0;
     change(&c);
     variants.push_back({name, c});
   };
-  add("as served", [](CudaOptions*) {});
+  add("separate kernels", [](CudaOptions*) {});
+  add("as served", [&](CudaOptions* c) { c->whole_step_rows = base.whole_step_rows; });
   add("no PDL", [](CudaOptions* c) { c->pdl = false; });
   add("norms fused", [](CudaOptions* c) { c->fuse_norm_rows = kernels::cuda::kMaxFusedNormRows; });
   add("prefetch 4 MiB", [](CudaOptions* c) { c->prefetch_bytes = size_t{4} << 20; });

@@ -15,6 +15,7 @@ using namespace agentserve;
 struct Flags {
   std::string model, random, mode = "bench", prompts, batches = "1,64,256", contexts = "1024,8192", prefills, dump;
   int device = 0, steps = 64, chunk = 512, block_tokens = 16, threads = 0, layers = 0, seed = 1;
+  int whole_step_rows = model::cuda::CudaOptions().whole_step_rows;
   int fuse_norm_rows = model::cuda::CudaOptions().fuse_norm_rows, prefetch_kib = 0, prefill_chunk = 8192, runs = 100;
   bool invariant = false, graphs = true, pdl = true, warm_up = false;
 };
@@ -64,6 +65,7 @@ void AddFlags(base::FlagSet* set, Flags* f) {
   set->Add("warm-up", &f->warm_up, "capture the usual graphs first, as workers do");
   set->Add("pdl", &f->pdl, "programmatic dependent launch");
   set->Add("fuse-norm-rows", &f->fuse_norm_rows, "RMSNorm inside products of at most this many rows");
+  set->Add("whole-step-rows", &f->whole_step_rows, "decode steps of at most so many rows run as one kernel; 0 = none");
   set->Add("prefetch-kib", &f->prefetch_kib, "weights brought to the L2 beside attention");
 }
 
@@ -73,6 +75,7 @@ model::cuda::CudaOptions CudaOptionsOf(const Flags& f, bool keep_logits) {
   cuda.pdl = f.pdl;
   cuda.warm_up = f.warm_up;
   cuda.fuse_norm_rows = f.fuse_norm_rows;
+  cuda.whole_step_rows = f.whole_step_rows;
   cuda.prefetch_bytes = static_cast<size_t>(f.prefetch_kib) << 10;
   cuda.keep_logits = keep_logits;
   return cuda;

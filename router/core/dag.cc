@@ -56,6 +56,7 @@ void Dag::SetNeeds(uint64_t id, std::vector<Need> needs) {
     leave(d.program);
   }
   n.needs = std::move(needs);
+  n.width = std::max(n.width, static_cast<uint32_t>(n.needs.size()));
   for (const Need& d : n.needs) {
     if (!d.call.empty()) watchers_[d.call].insert(id);
     watchers_[d.program].insert(id);
@@ -184,7 +185,7 @@ absl::StatusOr<bool> Dag::Arrive(RequestKey request, const std::string& program,
     by_request_.emplace(request, id);
     SetNeeds(id, std::move(*needs));
   } else {
-    id = Insert({key, program, request, agent.osl_hint.value_or(0), std::move(*needs)});
+    id = Insert({key, program, request, agent.osl_hint.value_or(0), std::move(*needs), 0});
   }
   const std::string circle = CircleAt(id);
   if (circle.empty()) return ready;
@@ -268,7 +269,7 @@ absl::Status Dag::Declare(const std::string& program, std::string_view tenant,
   for (const DeclaredCallInfo& c : calls) {
     if (c.call_id.empty()) return undo(absl::InvalidArgumentError("a declared call has no call_id"));
     const std::string key = CallKey(program, c.call_id);
-    if (by_key_.count(key) == 0) made.push_back(Insert({key, program, RequestKey(), c.osl_hint, {}}));
+    if (by_key_.count(key) == 0) made.push_back(Insert({key, program, RequestKey(), c.osl_hint, {}, 0}));
   }
   for (const DeclaredCallInfo& c : calls) {
     const uint64_t id = by_key_.at(CallKey(program, c.call_id));
@@ -331,8 +332,12 @@ GraphView Dag::ViewOf(const std::string& program, const std::string& call_id) co
   Watchers(program, &watchers);
   std::map<uint64_t, Path> done;
   for (uint64_t id : watchers) {
-    const auto left = static_cast<uint32_t>(nodes_.at(id).needs.size());
-    out.join_left = out.dependents == 0 ? left : std::min(out.join_left, left);
+    const Node& n = nodes_.at(id);
+    const auto left = static_cast<uint32_t>(n.needs.size());
+    if (out.dependents == 0 || left < out.join_left || (left == out.join_left && n.width > out.join_width)) {
+      out.join_left = left;
+      out.join_width = n.width;
+    }
     ++out.dependents;
     const Path p = PathBehind(id, &done);
     out.path_calls = std::max(out.path_calls, p.calls);

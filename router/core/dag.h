@@ -46,6 +46,7 @@ struct DeclaredCallInfo {
 struct GraphView {
   uint32_t dependents = 0;   // calls that wait for this one or its program, directly
   uint32_t join_left = 0;    // of these, the least number of names one still waits for; 1 = only this is missing
+  uint32_t join_width = 0;   // and how many names that one had at first
   uint32_t path_calls = 0;   // longest chain of calls behind this one
   uint64_t path_tokens = 0;  // expected output tokens along the chain that has most
 };
@@ -117,6 +118,7 @@ class Dag {
     RequestKey request;   // 0: declared, not arrived
     uint32_t osl_hint = 0;
     std::vector<Need> needs;
+    uint32_t width = 0;  // most needs it ever had
   };
 
   static std::string CallKey(const std::string& program, std::string_view call);

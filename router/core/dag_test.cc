@@ -142,6 +142,7 @@ TEST_F(DagTest, DeclaredAhead) {
   EXPECT_EQ(dag_.ViewOf(Key("p"), "m2").join_left, 2U);
   EXPECT_THAT(End(3), IsEmpty());
   EXPECT_EQ(dag_.ViewOf(Key("p"), "m2").join_left, 1U) << "the last straggler";
+  EXPECT_EQ(dag_.ViewOf(Key("p"), "m2").join_width, 2U);
   EXPECT_THAT(End(4), ElementsAre(1));
 }
 

@@ -103,6 +103,9 @@ struct DecisionRecord {
   std::string decode_worker, prefill_worker;
   uint32_t new_tokens = 0, cached_tokens = 0, booked_blocks = 0;
 
+  // The last decision on the KV of its program's previous call (RetainReasonName); empty: there is none.
+  std::string kv_kept;
+
   // Request ids that gave way to this one, and what KV was moved or dropped for it.
   std::vector<std::string> preempted;
   std::vector<std::string> evicted;

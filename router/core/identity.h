@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -22,9 +23,8 @@ struct TenantRule {
   uint64_t min_deadline_ms = 0;
   // Longest wish to keep KV between calls; 0 = the router's own bound.
   uint64_t max_kv_retain_ms = 0;
-  // KV blocks that its waiting programs may pin on all workers together; the default pins nothing beyond what value
-  // alone keeps.
-  uint64_t pin_blocks = 0;
+  // Share of a decode worker's KV blocks that its waiting programs may pin; none = CoreConfig::tenant_pin_share.
+  std::optional<double> pin_share;
 };
 
 struct TenantRules {

@@ -39,7 +39,8 @@ struct Placement {
 };
 
 // True if some ready decode worker has a free batch slot and enough blocks. Cheap: run it before matching prefixes.
-bool AnyCapacity(const WorkerTable& workers, const CoreConfig& config, const PlacementQuery& q);
+// If there is none, `why` says what stands in the way.
+bool AnyCapacity(const WorkerTable& workers, const CoreConfig& config, const PlacementQuery& q, WaitReason* why);
 // False when no decode worker can take it now. `matches` as from PrefixSource. O(workers).
 bool Place(const WorkerTable& workers, const CoreConfig& config, const PlacementQuery& q,
            std::span<const PrefixMatch> matches, Placement* out);

@@ -141,9 +141,11 @@ Order Agent(const CallView& call, const ProgramView& program, const OrderContext
   uint64_t in_program = 0;
   if (o.dag) {
     if (!a.blocking) tier += 1;
-    if (program.width > 1 && program.live_calls == 1) tier -= 1;  // the join waits for this one only
+    // The join waits for this one only.
+    if ((program.width > 1 && program.live_calls == 1) || call.last_of_join) tier -= 1;
     // Longest first: the join is at the end of the longest.
-    in_program = 4095 - std::min<uint64_t>(4095, static_cast<uint64_t>(256 * std::log2(1 + call.predicted_output)));
+    const double path = call.predicted_output + static_cast<double>(call.path_tokens);
+    in_program = 4095 - std::min<uint64_t>(4095, static_cast<uint64_t>(256 * std::log2(1 + path)));
   }
   tier = std::clamp<int64_t>(tier, 0, kMostClasses + 1);
   if (o.order && a.strict_tier > 0) tier = -std::min<int64_t>(a.strict_tier, 15);

@@ -42,6 +42,10 @@ struct CallView {
   double predicted_output = 0;    // still to come
   double cost = 0;                // of this call, from here on
   Difficulty difficulty = Difficulty::kMedium;
+  // From its graph (dag.h): whether it is all that a join of several still waits for, and the output tokens expected
+  // along the heaviest chain of calls behind it.
+  bool last_of_join = false;
+  uint64_t path_tokens = 0;
   const AgentInfo* agent = nullptr;
   const OracleInfo* oracle = nullptr;  // simulators only
 };

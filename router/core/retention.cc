@@ -146,7 +146,9 @@ Retention::Choice Retention::Best(const Parked& p, const Worker& w, const Retent
 
 bool Retention::WithinQuota(const Parked& p, const Worker& w) const {
   const uint32_t own = p.place == Place::kPinned ? p.blocks : 0;
-  const double share = options_.tenant_share * w.TotalBlocks();
+  const auto own_share = options_.tenant_shares.find(p.tenant);
+  const double part = own_share == options_.tenant_shares.end() ? options_.tenant_share : own_share->second;
+  const double share = part * w.TotalBlocks();
   return pinned(p.worker, p.tenant) - own + p.blocks <= share;
 }
 

@@ -80,6 +80,8 @@ struct RetentionOptions {
   // Share of a worker's blocks that parked programs of one tenant may pin. Workers pin at most half of their blocks, so
   // two tenants can fill that.
   double tenant_share = 0.25;
+  // Tenants with a share of their own.
+  std::map<std::string, double> tenant_shares;
   // Until workers have said how fast they are.
   double prefill_tokens_per_s = 20'000;
   double host_bytes_per_s = 10e9;

@@ -118,6 +118,19 @@ TEST_F(RetentionTest, AShortToolIsWorthItsRoomEvenUnderAQueue) {
   EXPECT_LE(actions[0].ttl_ms, 1'000u);
 }
 
+TEST_F(RetentionTest, ATenantMayHaveAPinShareOfItsOwn) {
+  const WorkerId w = AddWorker("d0", 0);
+  Gaps(3000);
+  Retention none{RetentionOptions{.tenant_share = 1, .tenant_shares = {{"t", 0.0}}}};
+  none.OnTurnEnd(Turn("p", w, 1), View());
+  none.TakeActions();
+  EXPECT_EQ(none.pinned(w, "t"), 0u);
+  Retention all{RetentionOptions{.tenant_share = 0, .tenant_shares = {{"t", 1.0}}}};
+  all.OnTurnEnd(Turn("p", w, 1), View());
+  EXPECT_EQ(all.TakeActions().size(), 1u);
+  EXPECT_EQ(all.pinned(w, "t"), 100u);
+}
+
 TEST_F(RetentionTest, WithoutHostMemoryItStaysOrdinaryCache) {
   const WorkerId w = AddWorker("d0", 0);
   Gaps(600'000);

@@ -6,7 +6,7 @@
 
 namespace agentserve::router {
 
-void RouterCore::CheckInvariants() const {
+void RouterCore::CheckParts() const {
   workers_.CheckInvariants();
   programs_.CheckInvariants();
   retention_.CheckInvariants();
@@ -18,6 +18,10 @@ void RouterCore::CheckInvariants() const {
   decisions_.CheckInvariants();
   AS_CHECK_LE(idle_programs_.size(), config_.max_programs);
   CheckIdentity();
+}
+
+void RouterCore::CheckInvariants() const {
+  CheckParts();
   AS_CHECK_EQ(stats_.accepted, stats_.finished() + requests_.size());
   AS_CHECK_EQ(timers_.size(), requests_.size());
   AS_CHECK_LE(poison_order_.size(), config_.max_poisoned + 1u);

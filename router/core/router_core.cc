@@ -20,7 +20,10 @@ RetentionOptions RetentionOptionsOf(const CoreConfig& config) {
   o.most = config.max_programs;
   o.default_ttl_ms = config.park_default_ms;
   o.most_ttl_ms = config.park_most_ms;
-  o.tenant_share = config.tenant_pin_share;
+  o.tenant_share = config.tenant_rules.fallback.pin_share.value_or(config.tenant_pin_share);
+  for (const auto& [tenant, rule] : config.tenant_rules.by_tenant) {
+    if (rule.pin_share) o.tenant_shares[tenant] = *rule.pin_share;
+  }
   return o;
 }
 

@@ -173,7 +173,7 @@ class RouterCore {
   CallFeatures Features(const Request& r) const;
   void Learn(const Request& r, double cost, TimeNs now);
   double ActualCost(const Request& r) const;
-  double CostLeft(const Request& r, uint32_t generated) const;
+  double CostLeft(const Request& r, uint32_t generated, bool plain = false) const;
   double RemainingCost(const Request& r, const Program* p, double call_cost) const;
   Order OrderOf(const Sequence& s, const Request& r, const Program* p) const;
   void ReorderProgram(Program* p);
@@ -191,6 +191,8 @@ class RouterCore {
   void LeaveGraph(RequestKey key, const AgentInfo& agent, const std::string& program, TimeNs now);
   bool TickWaiting(Request* r, TimeNs now);
   void CheckIdentity() const;
+  // router_check.cc
+  void CheckParts() const;
 
   // router_dispatch.cc: queue and placement
   void Enqueue(Sequence* s, TimeNs now);
@@ -198,7 +200,7 @@ class RouterCore {
   void ReleaseHeld(Request* r, TimeNs now);
   void Pump(TimeNs now);
   bool DispatchOne(TimeNs now);
-  bool SomeCapacity() const;
+  bool SomeCapacity(TimeNs now);
   PlacementQuery QueryFor(const Sequence& s, const Request& r, const CallQueue::Pick& pick) const;
   bool TryPlace(Sequence* s, CallQueue::Pick* pick, PlacementQuery* q, Placement* p, TimeNs now);
   bool WaitsForSticky(Sequence* s, const PlacementQuery& q, const Placement& p, TimeNs now);
@@ -281,6 +283,9 @@ class RouterCore {
   // For the decision being made.
   std::vector<std::string> preempted_;
   TimeNs decided_at_ = 0;
+  // When no worker could take even the smallest call for the last time, and why.
+  TimeNs full_at_ = -1;
+  WaitReason full_why_ = WaitReason::kNoWorker;
   // One timer per request: queue timeout or deadline.
   std::set<std::pair<TimeNs, RequestKey>> timers_;
   std::set<std::pair<TimeNs, SeqId>> finishing_;

@@ -85,7 +85,12 @@ void RouterCore::Estimate(Request* r, const Program* p) {
   r->step = std::max(r->sub.agent.step_index, p == nullptr ? 0 : p->calls - 1);
   r->new_tokens = prompt - std::min(prompt - 1, p == nullptr ? 0 : p->context_tokens);
   if (p != nullptr) r->program_outputs = p->outputs;
-  r->prediction = predictor_.Predict(Features(*r));
+  CallFeatures features = Features(*r);
+  r->prediction = r->plain = predictor_.Predict(features);
+  if (features.osl_hint) {
+    features.osl_hint.reset();
+    r->plain = predictor_.Predict(features);
+  }
   r->difficulty = predictor_.Classify(r->prediction.Median());
   if (learned_calls_ > 0) return;
   // Nothing has ended yet: the mean of what is expected stands in for the mean of what was.
@@ -111,10 +116,11 @@ CallFeatures RouterCore::Features(const Request& r) const {
 }
 
 // Expected cost of a call of which `generated` tokens are out.
-double RouterCore::CostLeft(const Request& r, uint32_t generated) const {
+double RouterCore::CostLeft(const Request& r, uint32_t generated, bool plain) const {
   const double prompt = static_cast<double>(r.sub.prompt->size());
   // A call that has outlived its prediction is expected to go on for half as long again.
-  const double left = std::max(r.prediction.Mean() - generated, generated / 2.0 + 1);
+  const double mean = (plain ? r.plain : r.prediction).Mean();
+  const double left = std::max(mean - generated, generated / 2.0 + 1);
   const double fresh = generated > 0 ? prompt + generated : r.new_tokens;
   return r.sub.n * config_.agent.cost.Call(fresh, prompt + generated, left);
 }
@@ -152,6 +158,11 @@ Order RouterCore::OrderOf(const Sequence& s, const Request& r, const Program* p)
   call.cost = CostLeft(r, call.generated_tokens);
   call.difficulty = r.difficulty;
   call.agent = &r.sub.agent;
+  if (!r.program.empty()) {
+    const GraphView graph = dag_.ViewOf(r.program, r.sub.agent.call_id);
+    call.last_of_join = graph.join_left == 1 && graph.join_width > 1;
+    call.path_tokens = graph.path_tokens;
+  }
   if (r.sub.oracle) call.oracle = &*r.sub.oracle;
   ProgramView view;
   view.first_arrival = s.arrival;

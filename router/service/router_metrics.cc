@@ -184,6 +184,12 @@ void RouterMetrics::Publish(const RouterCore& core, TimeNs) {
       last_.late_messages);
   add("agentserve_router_workers_lost_total", "Workers lost", s.workers_lost, last_.workers_lost);
   last_ = s;
+  const RetentionStats& kv = core.retention().stats();
+  for (size_t i = 0; i < kNumRetainReasons; ++i) {
+    add("agentserve_router_kv_decisions_total", "Words to workers on where a waiting program's KV is kept, by reason",
+        kv.decisions[i], last_kv_.decisions[i], {{"reason", RetainReasonName(static_cast<RetainReason>(i))}});
+  }
+  last_kv_ = kv;
   auto set = [this](const char* name, const char* help, double v, const base::Labels& labels = {}) {
     metrics_.Gauge(name, help, labels).Set(v);
   };

@@ -63,6 +63,7 @@ class RouterMetrics {
   void PublishDecisions(const RouterCore& core);
 
   CoreStats last_;
+  RetentionStats last_kv_;
   IdentityStats last_identity_;
   DecisionStats last_decisions_;
 };

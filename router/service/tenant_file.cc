@@ -61,10 +61,17 @@ absl::Status ReadMember(const JsonMember& m, std::string_view where, OneTenant* 
   if (m.key == "max_strict_tier") return Whole(m, where, 0, 255, &r.max_strict_tier);
   if (m.key == "min_deadline_ms") return Whole(m, where, 0, kMostMs, &r.min_deadline_ms);
   if (m.key == "max_kv_retain_ms") return Whole(m, where, 0, kMostMs, &r.max_kv_retain_ms);
-  if (m.key == "pin_blocks") return Whole(m, where, 0, 1e12, &r.pin_blocks);
+  if (m.key == "pin_share") {
+    double v = 0;
+    if (!Number(m.value, 0, 1, &v)) {
+      return absl::InvalidArgumentError(StrCat(where, ".pin_share must be a number from 0 to 1"));
+    }
+    r.pin_share = v;
+    return absl::OkStatus();
+  }
   return absl::InvalidArgumentError(StrCat(where, ": unknown member ", text::QuoteForError(m.key),
                                            "; known are share, class, workflow_class, min_priority, max_priority, "
-                                           "max_strict_tier, min_deadline_ms, max_kv_retain_ms, pin_blocks"));
+                                           "max_strict_tier, min_deadline_ms, max_kv_retain_ms, pin_share"));
 }
 
 absl::Status ReadOne(const JsonValue& v, std::string_view where, OneTenant* out) {

@@ -7,6 +7,7 @@ int RunUp(int argc, const char* const* argv);
 int RunChat(int argc, const char* const* argv);
 int RunGenerate(int argc, const char* const* argv);
 int RunTop(int argc, const char* const* argv);
+int RunWhy(int argc, const char* const* argv);
 int RunBench(int argc, const char* const* argv);
 int RunSim(int argc, const char* const* argv);
 int RunProbe(int argc, const char* const* argv);

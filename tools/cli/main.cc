@@ -20,6 +20,7 @@ constexpr CommandEntry kCommands[] = {
     {"up", "run a whole cluster on this machine", RunUp},
     {"chat", "talk to a running cluster", RunChat},
     {"top", "watch a running cluster", RunTop},
+    {"why", "why a request waited and went where it went", RunWhy},
     {"bench", "measure: a running server, the model alone, single operations", RunBench},
     {"sim", "replay agent workloads on a simulated cluster, under each scheduling policy", RunSim},
 #ifdef AGENTSERVE_HAS_OFFLINE

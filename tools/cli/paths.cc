@@ -100,4 +100,21 @@ absl::StatusOr<std::string> FindStateFile() {
   return best;
 }
 
+absl::StatusOr<std::string> RouterAddress(const std::string& state_file) {
+  std::string path = state_file;
+  if (path.empty()) {
+    absl::StatusOr<std::string> found = FindStateFile();
+    if (!found.ok()) return found.status();
+    path = *found;
+  }
+  std::ifstream in(path);
+  const nlohmann::json state = nlohmann::json::parse(in, nullptr, false);
+  if (state.is_object() && state.contains("processes")) {
+    for (const nlohmann::json& p : state["processes"]) {
+      if (p.value("role", "") == "router") return StrCat(p.value("host", "127.0.0.1"), ":", p.value("port", 0));
+    }
+  }
+  return absl::NotFoundError(StrCat("--state-file ", path, " names no router"));
+}
+
 }  // namespace agentserve::tools

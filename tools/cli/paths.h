@@ -34,5 +34,7 @@ class RunDir {
 
 // The state file that `agentserve up` of this user wrote last and whose supervisor still runs. NOT_FOUND if none does.
 absl::StatusOr<std::string> FindStateFile();
+// host:port of the router of a cluster: of the given state file, or of FindStateFile's.
+absl::StatusOr<std::string> RouterAddress(const std::string& state_file);
 
 }  // namespace agentserve::tools

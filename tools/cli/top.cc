@@ -2,12 +2,10 @@
 #include <unistd.h>
 
 #include <cstdio>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "base/flags.h"
-#include "base/status_macros.h"
 #include "base/strings.h"
 #include "tools/cli/cluster_client.h"
 #include "tools/cli/commands.h"
@@ -19,21 +17,6 @@ using base::StrCat;
 using nlohmann::json;
 
 namespace {
-
-absl::StatusOr<std::string> RouterOf(const std::string& state_file) {
-  std::string path = state_file;
-  if (path.empty()) {
-    AS_ASSIGN_OR_RETURN(path, FindStateFile());
-  }
-  std::ifstream in(path);
-  const json state = json::parse(in, nullptr, false);
-  if (state.is_object() && state.contains("processes")) {
-    for (const json& p : state["processes"]) {
-      if (p.value("role", "") == "router") return StrCat(p.value("host", "127.0.0.1"), ":", p.value("port", 0));
-    }
-  }
-  return absl::NotFoundError(StrCat("--state-file ", path, " names no router"));
-}
 
 std::string ToJson(const ClusterSummary& s) {
   json out = {{"model", s.model_id},
@@ -112,7 +95,7 @@ int RunTop(int argc, const char* const* argv) {
   }
   absl::Status s;
   if (router.empty()) {
-    auto found = RouterOf(state_file);
+    auto found = RouterAddress(state_file);
     s = found.status();
     if (found.ok()) router = *found;
   }

@@ -23,26 +23,20 @@ class Staging {
 
   absl::Status Out(const std::byte* device, std::byte* host, size_t bytes) {
     while (bytes > 0) {
-      const size_t n = std::min(bytes, Lane::kHalfBytes - used_);
-      AS_RETURN_IF_ERROR(Check(
-          cudaMemcpyAsync(lane_.half(now_) + used_, device, n, cudaMemcpyDeviceToHost, lane_.stream()), "KV copy out"));
-      pending_[now_].push_back({host, used_, n});
-      used_ += n;
-      if (used_ == Lane::kHalfBytes) AS_RETURN_IF_ERROR(Flip());
-      device += n, host += n, bytes -= n;
+      AS_ASSIGN_OR_RETURN(const Room room, Take(bytes));
+      pieces_.push_back({room.at, device, room.bytes});
+      pending_[now_].push_back({host, room.at, room.bytes});
+      device += room.bytes, host += room.bytes, bytes -= room.bytes;
     }
     return absl::OkStatus();
   }
 
   absl::Status In(std::byte* device, const std::byte* host, size_t bytes) {
     while (bytes > 0) {
-      const size_t n = std::min(bytes, Lane::kHalfBytes - used_);
-      std::memcpy(lane_.half(now_) + used_, host, n);
-      AS_RETURN_IF_ERROR(Check(
-          cudaMemcpyAsync(device, lane_.half(now_) + used_, n, cudaMemcpyHostToDevice, lane_.stream()), "KV copy in"));
-      used_ += n;
-      if (used_ == Lane::kHalfBytes) AS_RETURN_IF_ERROR(Flip());
-      device += n, host += n, bytes -= n;
+      AS_ASSIGN_OR_RETURN(const Room room, Take(bytes));
+      std::memcpy(room.at, host, room.bytes);
+      pieces_.push_back({device, room.at, room.bytes});
+      device += room.bytes, host += room.bytes, bytes -= room.bytes;
     }
     return absl::OkStatus();
   }
@@ -56,26 +50,116 @@ class Staging {
  private:
   struct Landed {
     std::byte* host;
-    size_t offset, bytes;
+    const std::byte* staged;
+    size_t bytes;
+  };
+  struct Room {
+    std::byte* at;
+    uint32_t bytes;
   };
 
-  // Marks the end of this half's copies and makes the other half free.
+  // Room for as much of a piece as there is, at most.
+  absl::StatusOr<Room> Take(size_t bytes) {
+    if (used_ == Lane::kHalfBytes || pieces_.size() == Lane::kMostPieces) AS_RETURN_IF_ERROR(Flip());
+    AS_ASSIGN_OR_RETURN(std::byte* const half, lane_.Half(now_));
+    const Room room{half + used_, static_cast<uint32_t>(std::min(bytes, Lane::kHalfBytes - used_))};
+    used_ += room.bytes;
+    return room;
+  }
+
+  // Starts this half's copies and makes the other half free.
   absl::Status Flip() {
-    AS_RETURN_IF_ERROR(Check(cudaEventRecord(lane_.event(now_), lane_.stream()), "KV copy"));
-    started_[now_] = true;
+    started_[now_] = !pieces_.empty();
+    if (started_[now_]) {
+      AS_RETURN_IF_ERROR(lane_.CopyPieces(now_, pieces_));
+      AS_RETURN_IF_ERROR(Check(cudaEventRecord(lane_.event(now_), lane_.stream()), "KV copy"));
+    }
+    pieces_.clear();
     now_ ^= 1;
     used_ = 0;
     if (!started_[now_]) return absl::OkStatus();
     AS_RETURN_IF_ERROR(Check(cudaEventSynchronize(lane_.event(now_)), "KV copy"));
-    for (const Landed& l : pending_[now_]) std::memcpy(l.host, lane_.half(now_) + l.offset, l.bytes);
+    for (const Landed& l : pending_[now_]) std::memcpy(l.host, l.staged, l.bytes);
     pending_[now_].clear();
+    started_[now_] = false;
     return absl::OkStatus();
   }
 
   Lane& lane_;
   size_t now_ = 0, used_ = 0;
   bool started_[2] = {false, false};
+  std::vector<kernels::cuda::KvPiece> pieces_;  // of the half at work
   std::vector<Landed> pending_[2];
+};
+
+// Each part of the list has a lane until the end, since the sums on the device are the lane's.
+class CudaLayerSums final : public LayerSums {
+ public:
+  explicit CudaLayerSums(const engine::KvPoolView& view) : view_(view) {}
+  ~CudaLayerSums() override {
+    std::vector<uint64_t> unwanted(size_);
+    if (dirty_) (void)Take(unwanted);  // the next user of the lanes begins at zero
+  }
+
+  void Join(Lanes::Lease lane, const kernels::cuda::KvMove* blocks, size_t count) {
+    parts_.push_back({std::move(lane), blocks, count});
+    size_ += count;
+  }
+
+  absl::Status Add(uint32_t first, uint32_t count) override {
+    dirty_ = true;
+    told_ = first + count == view_.layout.num_layers;  // then Take follows
+    for (Part& part : parts_) {
+      AS_RETURN_IF_ERROR(Launch(&part, first * view_.layout.LayerBytes(), count * view_.layout.LayerBytes(), told_));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Take(std::span<uint64_t> sums) override {
+    dirty_ = false;
+    size_t at = 0;
+    for (Part& part : parts_) {
+      if (!told_) AS_RETURN_IF_ERROR(Launch(&part, 0, 0, /*tell=*/true));
+      AS_RETURN_IF_ERROR(part.lane->WaitDone());
+      std::copy_n(part.lane->sums(), part.count, sums.begin() + static_cast<ptrdiff_t>(at));
+      at += part.count;
+    }
+    told_ = false;
+    return absl::OkStatus();
+  }
+
+ private:
+  struct Part {
+    Lanes::Lease lane;
+    const kernels::cuda::KvMove* blocks;
+    size_t count;
+  };
+  // A layer is summed beside the model's kernels: on a few SMs, at once (kernels/kv_copy/README.md has what other ways
+  // cost). Somebody waits for several layers.
+  static constexpr int kSmsOfLayer = 32, kSmsOfMore = 132;
+
+  absl::Status Launch(Part* part, size_t offset, size_t bytes, bool tell) {
+    kernels::cuda::KvGatherParams p;
+    p.src = view_.base;
+    p.blocks = part->blocks;
+    p.count = static_cast<int>(part->count);
+    p.block_bytes = view_.layout.BlockBytes();
+    p.offset = offset;
+    p.bytes = bytes;
+    p.sms = bytes == 0 ? 1 : bytes <= view_.layout.LayerBytes() ? kSmsOfLayer : kSmsOfMore;
+    part->lane->Attach(view_.layout, /*sums=*/true, &p);
+    if (!tell) Lane::KeepSums(&p);
+    kernels::cuda::LaunchContext context;
+    context.stream = part->lane->stream();
+    AS_RETURN_IF_ERROR(Check(cudaSetDevice(part->lane->device()), "select the GPU"));
+    return kernels::cuda::KvSums(p, context);
+  }
+
+  const engine::KvPoolView view_;
+  std::vector<Part> parts_;
+  size_t size_ = 0;
+  bool dirty_ = false;  // something was added and not taken
+  bool told_ = false;   // the last kernels have moved the sums out
 };
 
 }  // namespace
@@ -124,11 +208,10 @@ absl::StatusOr<std::unique_ptr<CudaMemory>> CudaMemory::Make(int device, const e
   AS_RETURN_IF_ERROR(Check(cudaDeviceSynchronize(), "clear the KV pool"));
   memory->view_ = {memory->mapping_.data(), num_blocks, layout};
   memory->facts_.kind = MemoryKind::kCuda;
-  memory->facts_.digest = DigestAlgorithm::kPositionalSum;
   memory->facts_.allocation_bytes = memory->mapping_.bytes();
   AS_ASSIGN_OR_RETURN(memory->facts_.device_uuid, DeviceUuid(device));
-  AS_RETURN_IF_ERROR(memory->pull_lanes_.Warm(2));
-  AS_RETURN_IF_ERROR(memory->seal_lanes_.Warm(1));
+  AS_RETURN_IF_ERROR(memory->pull_lanes_.Warm(2, /*staging=*/false));
+  AS_RETURN_IF_ERROR(memory->seal_lanes_.Warm(2, /*staging=*/false));
   return memory;
 }
 
@@ -186,46 +269,18 @@ absl::Status CudaMemory::CopyIn(std::span<const PieceIn> pieces) {
   return lane->Synchronize();
 }
 
-absl::Status CudaMemory::Digests(DigestAlgorithm algorithm, std::span<const DigestItem> items,
-                                 std::span<uint64_t> out) {
-  return algorithm == DigestAlgorithm::kPositionalSum ? DeviceDigests(items, out) : HostDigests(items, out);
-}
-
-// Of blocks from a peer on the CPU, whose digest is a serial one.
-absl::Status CudaMemory::HostDigests(std::span<const DigestItem> items, std::span<uint64_t> out) {
-  std::vector<std::byte> copy(view_.layout.BlockBytes());
-  for (size_t i = 0; i < items.size(); ++i) {
-    const PieceOut piece{items[i].block, 0, copy.size(), copy.data()};
-    AS_RETURN_IF_ERROR(CopyOut({&piece, 1}));
-    out[i] = BlockDigest(DigestAlgorithm::kXxh3, view_.layout, copy.data(), items[i].tokens);
+absl::StatusOr<std::unique_ptr<LayerSums>> CudaMemory::BeginSums(std::span<const DigestItem> items) {
+  std::unique_ptr<CudaLayerSums> sums(new CudaLayerSums(view_));
+  for (size_t first = 0; first < items.size(); first += Lane::kMostBlocks) {
+    AS_ASSIGN_OR_RETURN(Lanes::Lease lane, seal_lanes_.Take());
+    std::vector<kernels::cuda::KvMove> moves;
+    for (const DigestItem& i : items.subspan(first, std::min(Lane::kMostBlocks, items.size() - first))) {
+      moves.push_back({i.block, i.block, i.tokens});
+    }
+    AS_ASSIGN_OR_RETURN(const kernels::cuda::KvMove* const blocks, lane->Upload(moves));
+    sums->Join(std::move(lane), blocks, moves.size());
   }
-  return absl::OkStatus();
-}
-
-absl::Status CudaMemory::DeviceDigests(std::span<const DigestItem> items, std::span<uint64_t> out) {
-  AS_ASSIGN_OR_RETURN(const Lanes::Lease lane, seal_lanes_.Take());
-  auto* digests = reinterpret_cast<uint64_t*>(lane->half(1));  // the kernel writes there
-  for (size_t first = 0; first < items.size(); first += Lane::kMostPairs) {
-    const size_t n = std::min(Lane::kMostPairs, items.size() - first);
-    const auto part = items.subspan(first, n);
-    AS_ASSIGN_OR_RETURN(const uint32_t* const pairs,
-                        lane->Upload(n, [&](size_t i) { return std::pair(part[i].block, part[i].tokens); }));
-    kernels::cuda::KvDigestParams p;
-    p.pool = view_.base;
-    p.block_bytes = view_.layout.BlockBytes();
-    p.piece_bytes = view_.layout.HeadBytes();
-    p.row_bytes = view_.layout.head_dim * view_.layout.ElementBytes();
-    p.blocks = pairs;
-    p.tokens = pairs + n;
-    p.digests = digests;
-    p.count = static_cast<int>(n);
-    kernels::cuda::LaunchContext context;
-    context.stream = lane->stream();
-    AS_RETURN_IF_ERROR(kernels::cuda::KvDigest(p, context));
-    AS_RETURN_IF_ERROR(lane->Synchronize());
-    std::memcpy(out.data() + first, digests, n * sizeof(uint64_t));
-  }
-  return absl::OkStatus();
+  return sums;
 }
 
 absl::StatusOr<base::UniqueFd> CudaMemory::Export() {

@@ -25,8 +25,9 @@ class CudaMemory final : public BlockMemory {
   std::string name() const override;
   absl::Status CopyOut(std::span<const PieceOut> pieces) override;
   absl::Status CopyIn(std::span<const PieceIn> pieces) override;
+  absl::StatusOr<std::unique_ptr<LayerSums>> BeginSums(std::span<const DigestItem> items) override;
+  absl::Status WarmUp(size_t copies) override { return pull_lanes_.Warm(copies, /*staging=*/true); }
   absl::StatusOr<std::unique_ptr<HostBuffer>> NewHostBuffer(size_t bytes) override;
-  absl::Status Digests(DigestAlgorithm algorithm, std::span<const DigestItem> items, std::span<uint64_t> out) override;
   absl::StatusOr<base::UniqueFd> Export() override;
   absl::StatusOr<std::unique_ptr<PeerMemory>> Import(base::UniqueFd fd, const MemoryFacts& facts,
                                                      const ImportOptions& options) override;
@@ -40,14 +41,12 @@ class CudaMemory final : public BlockMemory {
   friend class PinnedHostBuffer;
   // Whether a buffer of NewHostBuffer holds these bytes: then the device copies them by itself.
   bool IsPinned(const std::byte* host, size_t bytes);
-  absl::Status HostDigests(std::span<const DigestItem> items, std::span<uint64_t> out);
-  absl::Status DeviceDigests(std::span<const DigestItem> items, std::span<uint64_t> out);
 
   const int device_;
   MemoryFacts facts_;
   Mapping mapping_;
   engine::KvPoolView view_;
-  // Bulk copies give way to the model's kernels; digests, which a step waits for, do not.
+  // Bulk copies give way to the model's kernels; digests, which are short and which a step waits for, do not.
   Lanes pull_lanes_, seal_lanes_;
   std::mutex mu_;
   std::map<const std::byte*, size_t> pinned_;  // bytes by begin; guarded by mu_

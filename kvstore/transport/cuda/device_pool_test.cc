@@ -7,6 +7,8 @@
 #include "base/check.h"
 #include "kvstore/transport/cuda/owner_process_for_test.h"
 #include "kvstore/transport/device_memory.h"
+#include "kvstore/transport/digest.h"
+#include "kvstore/transport/layer_pull.h"
 #include "kvstore/transport/peer_pool_impl.h"
 
 namespace agentserve::kvstore::cuda {
@@ -51,7 +53,7 @@ TEST(DeviceMemory, IsZeroedAndKeepsWhatIsCopiedIn) {
   EXPECT_EQ(std::memcmp(parts.data() + 1001, content[39].data() + 99, 1999), 0);
 }
 
-TEST(DeviceMemory, DigestsEqualTheHosts) {
+TEST(DeviceMemory, SumsEqualTheHosts) {
   for (const engine::KvLayout& layout : {Tiny(), OneB(), ThreeB()}) {
     const auto memory = Memory(0, layout, 20);
     std::vector<DigestItem> items;
@@ -62,15 +64,29 @@ TEST(DeviceMemory, DigestsEqualTheHosts) {
       ASSERT_TRUE(memory->CopyIn({&piece, 1}).ok());
       items.push_back({b, b % 2 == 0 ? 16 : b % 17});
     }
-    for (const DigestAlgorithm algorithm : {DigestAlgorithm::kXxh3, memory->facts().digest}) {
-      std::vector<uint64_t> got(items.size());
-      const absl::Status status = memory->Digests(algorithm, items, got);
-      ASSERT_TRUE(status.ok()) << status.message();
+    const auto expect = [&](const std::vector<uint64_t>& got, LayerRange layers) {
       for (size_t i = 0; i < items.size(); ++i) {
-        EXPECT_EQ(got[i], BlockDigest(algorithm, layout, content[i].data(), items[i].tokens))
-            << ToString(algorithm) << " block " << i << " tokens " << items[i].tokens;
+        EXPECT_EQ(got[i], LayerSum(layout, content[i].data(), layers, items[i].tokens)) << "block " << i;
       }
+    };
+    std::vector<uint64_t> got(items.size());
+    ASSERT_TRUE(memory->Sums(items, 0, layout.num_layers, got).ok());
+    expect(got, {0, layout.num_layers});
+    ASSERT_TRUE(memory->Sums(items, 1, 2, got).ok());
+    expect(got, {1, 2});
+    // Two at a time, layer by layer, given up in the middle, and taken twice.
+    auto a = memory->BeginSums(items), given_up = memory->BeginSums(items);
+    ASSERT_TRUE(a.ok() && given_up.ok());
+    for (uint32_t l = 0; l < layout.num_layers; ++l) {
+      ASSERT_TRUE((*a)->Add(l, 1).ok());
+      if (l < 2) ASSERT_TRUE((*given_up)->Add(l, 1).ok());
     }
+    given_up->reset();
+    ASSERT_TRUE((*a)->Take(got).ok());
+    expect(got, {0, layout.num_layers});
+    ASSERT_TRUE((*a)->Add(0, 1).ok());
+    ASSERT_TRUE((*a)->Take(got).ok());
+    expect(got, {0, 1});
   }
 }
 
@@ -111,14 +127,19 @@ class Pull : public testing::TestWithParam<std::pair<int, bool>> {
     std::vector<BlockId> to;
     for (uint32_t i = 0; i < kBlocks; ++i) to.emplace_back(1 + (i * 31) % kBlocks);
     // By layers, unevenly, as they would be pulled behind a prefill.
+    std::vector<uint64_t> sums(kBlocks, 0);
     for (uint32_t layer = 0; layer < layout.num_layers;) {
       const uint32_t n = std::min(layout.num_layers - layer, 1 + layer % 3);
-      const absl::Status s = peer->ReadLayers(refs, layer, n, memory->view(), to);
+      const absl::Status s = peer->ReadLayers(refs, layer, n, memory->view(), to, sums);
       ASSERT_TRUE(s.ok()) << s.message();
       layer += n;
     }
-    const ValidateResult valid = peer->Validate(refs, memory->view(), to);
-    EXPECT_TRUE(valid.ok()) << ToString(valid.outcome) << " at " << valid.position << ": " << valid.detail;
+    for (const bool summed : {true, false}) {
+      const std::span<const uint64_t> known = summed ? std::span<const uint64_t>(sums) : std::span<const uint64_t>();
+      const ValidateResult valid = peer->Validate(refs, memory->view(), to, known);
+      EXPECT_TRUE(valid.ok()) << summed << ": " << ToString(valid.outcome) << " at " << valid.position << ": "
+                              << valid.detail;
+    }
     for (uint32_t i = 0; i < kBlocks; ++i) {
       ASSERT_EQ(ReadBlock(*memory, to[i].value), ContentOf(layout, i, i + 1 == kBlocks ? 22 : 21)) << "block " << i;
     }
@@ -144,8 +165,13 @@ TEST_P(Pull, ReuseAndCorruptionAreFound) {
   const auto peer = Connect(owner, memory.get());
   const std::vector<BlockId> to = {BlockId(4), BlockId(5), BlockId(6), BlockId(7)};
   owner.Corrupt(2, 12345);
+  std::vector<uint64_t> sums(4, 0);
   ASSERT_TRUE(peer->ReadBlocks(refs, memory->view(), to).ok());
+  ASSERT_TRUE(peer->ReadLayers(refs, 0, 4, memory->view(), to, sums).ok());
   ValidateResult v = peer->Validate(refs, memory->view(), to);
+  EXPECT_EQ(v.outcome, ReadOutcome::kDigestMismatch);
+  EXPECT_EQ(v.position, 2u);
+  v = peer->Validate(refs, memory->view(), to, sums);
   EXPECT_EQ(v.outcome, ReadOutcome::kDigestMismatch);
   EXPECT_EQ(v.position, 2u);
   owner.Corrupt(2, 12345);  // back
@@ -154,6 +180,31 @@ TEST_P(Pull, ReuseAndCorruptionAreFound) {
   v = peer->Validate(refs, memory->view(), to);
   EXPECT_EQ(v.outcome, ReadOutcome::kStaleEpoch) << v.detail;
   EXPECT_EQ(v.position, 3u);
+}
+
+// Behind a prefill of two chunks, sealed layer by layer over there.
+TEST_P(Pull, FollowsAPrefill) {
+  OwnerProcess owner({0, OneB(), 32});
+  std::vector<BlockRef> refs = owner.Write(0, 32, 3, 6, 16);
+  const std::vector<BlockRef> sealed = refs;
+  const auto memory = Memory(GetParam().first, OneB(), 32);
+  const auto peer = Connect(owner, memory.get());
+  std::vector<BlockId> to;
+  for (uint32_t i = 0; i < 32; ++i) to.emplace_back(31 - i);
+  const ProgressRef slot = owner.Prefill(0, 32, 2, 300);
+  LayerPull pull(OneB(), {refs, to, 0});
+  while (!pull.complete()) {
+    const auto progress = peer->LoadProgress(slot.slot, slot.tag);
+    ASSERT_TRUE(progress.ok()) << progress.status().message();
+    ASSERT_TRUE(pull.Advance(*peer, memory->view(), *progress).ok());
+  }
+  owner.PrefillEnd();
+  for (BlockRef& ref : refs) ref.digest = peer->SealedDigest(ref);
+  for (size_t i = 0; i < refs.size(); ++i) EXPECT_EQ(refs[i].digest, sealed[i].digest) << "layers add up, block " << i;
+  ASSERT_TRUE(pull.SetFinal(refs));
+  const ValidateResult valid = pull.Validate(*peer, memory->view());
+  EXPECT_TRUE(valid.ok()) << valid.detail;
+  for (uint32_t i = 0; i < 32; ++i) ASSERT_EQ(ReadBlock(*memory, 31 - i), ContentOf(OneB(), i, 6)) << i;
 }
 
 // The mapping keeps the memory alive, with its bytes unchanged.

@@ -1,11 +1,13 @@
-// What a hand-off between two processes costs: the owner writes progress words as a prefill of a given speed would, the
-// reader pulls behind it, layer by layer, as a decode worker does.
+// What a hand-off between two processes costs: the owner writes progress words as a prefill of a given speed would and
+// digests its layers, the reader pulls behind it, layer by layer, as a decode worker does.
 //
-//   kv_handoff_bench [reader's GPU] [tries]      the owner is on GPU 0
+//   kv_handoff_bench [--reader-gpu N] [--tries N] [--json FILE]      the owner is on GPU 0
 //
-// exposed: from the owner's last layer to the end of the reader's validation, i.e. what the overlap did not hide; it
-// contains the owner's digests of the last chunk and one message between the processes. whole: everything at once, when
-// nothing was pulled before.
+// exposed: from the owner's last layer to the end of the reader's validation against the digests that the owner has put
+// into its control page, i.e. what the overlap did not hide. whole: everything at once, when nothing was pulled before.
+// Prints a table and one JSON line a row; --json also writes the lines to a file.
+#include <sys/prctl.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -13,9 +15,12 @@
 #include <thread>
 
 #include "base/check.h"
+#include "base/flags.h"
 #include "base/log.h"
+#include "base/strings.h"
 #include "kvstore/transport/cuda/owner_process_for_test.h"
 #include "kvstore/transport/device_memory.h"
+#include "kvstore/transport/layer_pull.h"
 #include "kvstore/transport/peer_pool_impl.h"
 
 namespace agentserve::kvstore::cuda {
@@ -23,11 +28,11 @@ namespace {
 
 using engine::BlockId;
 
-uint64_t NowUs() {
-  return static_cast<uint64_t>(
-      std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now().time_since_epoch())
-          .count());
+int64_t NowNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
+double Us(int64_t ns) { return static_cast<double>(ns) / 1e3; }
 
 struct Shape {
   const char* name;
@@ -37,9 +42,15 @@ struct Shape {
 constexpr uint32_t kPrompts[3] = {1024, 8192, 32768};
 constexpr uint32_t kChunk = 8192;
 
+// Nanoseconds from the owner's last layer on.
 struct Result {
-  uint64_t exposed_us = 0, copy_us = 0, validate_us = 0, seal_us = 0;
-  uint32_t reads = 0;
+  int64_t exposed = 0;  // valid
+  int64_t seen = 0;     // the reader has seen the word of the last layer
+  int64_t copied = 0;   // all layers are copied and summed
+  int64_t sealed = 0;   // the owner has stored its digests
+  int64_t digests = 0;  // the reader has them
+  int64_t copy = 0;     // inside reads, all layers; not from the last one on
+  int64_t host = 0;     // of the owner's thread for telling and digesting, all layers
 };
 
 class Reader {
@@ -49,70 +60,49 @@ class Reader {
     for (uint32_t i = 0; i < blocks; ++i) to_.emplace_back((i * 7919) % blocks);  // blocks is a power of two
   }
 
-  Result Follow(const std::vector<BlockRef>& refs, uint32_t chunks, uint32_t layer_us) {
-    const uint32_t n = static_cast<uint32_t>(refs.size()), layers = memory_.view().layout.num_layers;
-    Result r;
-    std::vector<uint32_t> copied(n, 0);
-    std::vector<uint64_t> digests(n, 0);
-    const ProgressRef slot = owner_.Prefill(0, n, chunks, layer_us);
-    const auto ready_of = [&](const engine::PrefillProgress& p, uint32_t i) {
-      const uint32_t end = (i + 1) * memory_.view().layout.block_tokens;
-      return end <= p.complete ? layers : end <= p.chunk_end ? p.layers : 0;
-    };
-    while (copied.back() < layers) {
+  Result Follow(std::vector<BlockRef> refs, uint32_t chunks, uint32_t layer_us) {
+    const size_t n = refs.size();
+    LayerPull pull(memory_.view().layout, {refs, {to_.begin(), to_.begin() + static_cast<ptrdiff_t>(n)}, 0});
+    PullPace pace;
+    const ProgressRef slot = owner_.Prefill(0, static_cast<uint32_t>(n), chunks, layer_us);
+    int64_t seen = 0;
+    while (!pull.complete()) {
       const auto progress = peer_.LoadProgress(slot.slot, slot.tag);
       AS_CHECK(progress.ok()) << progress.status().message();
-      bool any = false;
-      for (uint32_t i = 0; i < n;) {
-        const uint32_t ready = ready_of(*progress, i), from = copied[i];
-        uint32_t end = i + 1;
-        if (ready > from) {
-          const size_t most =
-              std::max<size_t>(1, peer_.bytes_per_read() / ((ready - from) * memory_.view().layout.LayerBytes()));
-          while (end < n && end - i < most && copied[end] == from && ready_of(*progress, end) == ready) ++end;
-          const uint64_t begin = NowUs();
-          AS_CHECK(peer_
-                       .ReadLayers(std::span(refs).subspan(i, end - i), from, ready - from, memory_.view(),
-                                   std::span<const BlockId>(to_).subspan(i, end - i))
-                       .ok());
-          r.copy_us += NowUs() - begin;
-          ++r.reads;
-          std::fill(copied.begin() + i, copied.begin() + end, ready);
-          any = true;
-        }
-        i = end;
+      seen = NowNs();
+      const uint64_t before = pull.bytes();
+      AS_CHECK(pull.Advance(peer_, memory_.view(), *progress).ok());
+      if (pull.bytes() != before) {
+        pace.Came(seen);
+      } else if (const int64_t sleep = pace.SleepNs(seen); sleep > 0) {
+        std::this_thread::sleep_for(std::chrono::nanoseconds(sleep));
       }
-      Digest(refs, copied, &digests);
-      if (!any) std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
-    Digest(refs, copied, &digests);  // while the owner computes its own
-    const auto [last_layer, sealed] = owner_.PrefillEnd();
-    const uint64_t begin = NowUs();
-    const ValidateResult valid = peer_.Validate(refs, memory_.view(), std::span<const BlockId>(to_).first(n), digests);
+    const int64_t copied = NowNs();
+    for (BlockRef& ref : refs) {
+      while ((ref.digest = peer_.SealedDigest(ref)) == 0) {
+      }
+    }
+    const int64_t digests = NowNs();
+    AS_CHECK(pull.SetFinal(refs));
+    const ValidateResult valid = pull.Validate(peer_, memory_.view());
+    const int64_t end = NowNs();
     AS_CHECK(valid.ok()) << valid.detail;
-    r.validate_us = NowUs() - begin;
-    r.exposed_us = NowUs() - last_layer;
-    r.seal_us = sealed;
-    return r;
+    const OwnerProcess::Ended owner = owner_.PrefillEnd();
+    const auto last = static_cast<int64_t>(owner.last_layer_ns);
+    return {end - last,
+            seen - last,
+            copied - last,
+            static_cast<int64_t>(owner.seal_ns),
+            digests - last,
+            pull.copy_ns(),
+            static_cast<int64_t>(owner.host_ns)};
   }
 
-  // Of the blocks that are complete and have none yet, from the first such on.
-  void Digest(const std::vector<BlockRef>& refs, const std::vector<uint32_t>& copied, std::vector<uint64_t>* digests) {
-    const size_t begin = static_cast<size_t>(std::find(digests->begin(), digests->end(), 0) - digests->begin());
-    size_t end = begin;
-    while (end < refs.size() && copied[end] == memory_.view().layout.num_layers) ++end;
-    if (begin == end) return;
-    AS_CHECK(peer_
-                 .DigestCopies(std::span(refs).subspan(begin, end - begin), memory_.view(),
-                               std::span<const BlockId>(to_).subspan(begin, end - begin),
-                               std::span(*digests).subspan(begin, end - begin))
-                 .ok());
-  }
-
-  uint64_t Whole(const std::vector<BlockRef>& refs) {
-    const uint64_t begin = NowUs();
+  int64_t Whole(const std::vector<BlockRef>& refs) {
+    const int64_t begin = NowNs();
     AS_CHECK(peer_.ReadBlocks(refs, memory_.view(), std::span<const BlockId>(to_).first(refs.size())).ok());
-    return NowUs() - begin;
+    return NowNs() - begin;
   }
 
  private:
@@ -122,10 +112,43 @@ class Reader {
   std::vector<BlockId> to_;
 };
 
-void Run(const Shape& shape, int device, TransportMode mode, int tries) {
+struct Row {
+  std::string shape, path;
+  uint32_t tokens = 0;
+  double bytes = 0, prefill_ms = 0, max_exposed_us = 0, whole_us = 0;
+  Result median;
+};
+
+void Print(const Row& r, std::FILE* json) {
+  const double share = Us(r.median.exposed) / (r.prefill_ms * 10);
+  const double gb_s = r.bytes / r.whole_us / 1e3;
+  std::printf("| %s %5u | %s | %6.0f | %7.1f | %6.1f (%6.1f) | %5.2f | %5.1f | %5.1f | %5.1f | %5.1f | %6.1f |\n",
+              r.shape.c_str(), r.tokens, r.path.c_str(), r.bytes / 1e6, r.prefill_ms, Us(r.median.exposed),
+              r.max_exposed_us, share, Us(r.median.seen), Us(r.median.copied), Us(r.median.sealed),
+              Us(r.median.digests), gb_s);
+  char line[1024];
+  std::snprintf(line, sizeof(line),
+                "{\"bench\":\"kv_handoff\",\"shape\":\"%s\",\"tokens\":%u,\"path\":\"%s\",\"bytes\":%.0f,"
+                "\"prefill_ms\":%.1f,\"exposed_us\":%.1f,\"exposed_us_max\":%.1f,\"exposed_percent\":%.3f,"
+                "\"seen_us\":%.1f,\"copied_us\":%.1f,\"sealed_us\":%.1f,\"digests_us\":%.1f,\"copy_us_total\":%.1f,"
+                "\"owner_host_us_total\":%.1f,\"whole_us\":%.1f,\"whole_gb_s\":%.1f}\n",
+                r.shape.c_str(), r.tokens, r.path.c_str(), r.bytes, r.prefill_ms, Us(r.median.exposed),
+                r.max_exposed_us, share, Us(r.median.seen), Us(r.median.copied), Us(r.median.sealed),
+                Us(r.median.digests), Us(r.median.copy), Us(r.median.host), r.whole_us, gb_s);
+  std::fputs(line, stdout);
+  std::fflush(stdout);
+  if (json != nullptr) std::fputs(line, json);
+}
+
+struct Config {
+  int reader_gpu = -1, tries = 5;
+  std::string json_file;
+};
+
+void Run(const Shape& shape, TransportMode mode, const Config& c, std::FILE* json) {
   constexpr uint32_t kBlocks = 2048;
   OwnerProcess owner({0, shape.layout, kBlocks});
-  auto memory = NewDeviceMemory(device, shape.layout, kBlocks);
+  auto memory = NewDeviceMemory(c.reader_gpu, shape.layout, kBlocks);
   AS_CHECK(memory.ok()) << memory.status().message();
   PeerOptions options;
   options.layout = shape.layout;
@@ -134,50 +157,61 @@ void Run(const Shape& shape, int device, TransportMode mode, int tries) {
   options.probe_bytes = 64 << 20;
   auto peer = ConnectMapped(owner.endpoint(), options);
   AS_CHECK(peer.ok()) << peer.status().message();
+  owner.Fill(1);
   const std::vector<BlockRef> all = owner.Write(0, kBlocks, 1, 0, 16);
   Reader reader(&owner, peer->get(), memory->get(), kBlocks);
   for (int k = 0; k < 3; ++k) {
-    const uint32_t tokens = kPrompts[k], chunks = std::max(1u, tokens / kChunk);
-    const std::vector<BlockRef> refs(all.begin(), all.begin() + tokens / 16);
-    const double bytes = static_cast<double>(refs.size() * shape.layout.BlockBytes());
-    const auto layer_us = static_cast<uint32_t>(shape.prefill_ms[k] * 1000 / (chunks * shape.layout.num_layers));
+    Row row{shape.name, std::string((*peer)->transport()), kPrompts[k], 0, shape.prefill_ms[k], 0, 0, {}};
+    const uint32_t chunks = std::max(1u, row.tokens / kChunk);
+    std::vector<BlockRef> refs(all.begin(), all.begin() + row.tokens / 16);
+    for (BlockRef& ref : refs) ref.digest = 0;
+    row.bytes = static_cast<double>(refs.size() * shape.layout.BlockBytes());
+    const auto layer_us = static_cast<uint32_t>(row.prefill_ms * 1000 / (chunks * shape.layout.num_layers));
     std::vector<Result> results;
-    std::vector<uint64_t> whole;
-    for (int t = 0; t < tries; ++t) {
+    std::vector<int64_t> whole;
+    for (int t = 0; t < c.tries; ++t) {
       results.push_back(reader.Follow(refs, chunks, layer_us));
       whole.push_back(reader.Whole(refs));
     }
-    std::sort(results.begin(), results.end(),
-              [](const Result& a, const Result& b) { return a.exposed_us < b.exposed_us; });
+    const auto less = [](const Result& a, const Result& b) { return a.exposed < b.exposed; };
+    std::sort(results.begin(), results.end(), less);
     std::sort(whole.begin(), whole.end());
-    const Result& r = results[results.size() / 2];
-    const double prefill_us = shape.prefill_ms[k] * 1000;
-    std::printf("| %s %5u | %s | %6.0f | %7.1f | %5lu (%5lu) | %5.2f | %5lu | %5lu | %4u | %6.1f | %6.1f |\n",
-                shape.name, tokens, std::string((*peer)->transport()).c_str(), bytes / 1e6, shape.prefill_ms[k],
-                r.exposed_us, results.back().exposed_us, 100.0 * static_cast<double>(r.exposed_us) / prefill_us,
-                r.seal_us, r.validate_us, r.reads, bytes / 1e3 / static_cast<double>(r.copy_us),
-                bytes / 1e3 / static_cast<double>(whole[whole.size() / 2]));
-    std::fflush(stdout);
+    row.median = results[results.size() / 2];
+    row.max_exposed_us = Us(results.back().exposed);
+    row.whole_us = Us(whole[whole.size() / 2]);
+    Print(row, json);
   }
 }
 
 int Main(int argc, char** argv) {
   base::InitLog("bench", base::LogLevel::kWarn, false);
-  const int device = argc > 1 ? std::atoi(argv[1]) : 0, tries = argc > 2 ? std::atoi(argv[2]) : 3;
+  prctl(PR_SET_TIMERSLACK, 1000);  // as pulling threads do
+  Config c;
+  base::FlagSet flags("kv_handoff_bench", "Measures what a hand-off of KV from GPU 0 to another process costs.");
+  flags.Add("reader-gpu", &c.reader_gpu, "GPU of the reader; -1 = the second one, or the only one");
+  flags.Add("tries", &c.tries, "hand-offs of each kind");
+  flags.Add("json", &c.json_file, "file that gets the figures, one object a line");
+  if (const auto rc = flags.ParseOrExit(argc, argv)) return *rc;
   std::string why;
-  const size_t devices = ListDevices(&why).size();
-  if (static_cast<size_t>(device) >= devices) {
+  const int devices = static_cast<int>(ListDevices(&why).size());
+  if (c.reader_gpu < 0) c.reader_gpu = std::min(1, devices - 1);
+  if (devices == 0 || c.reader_gpu >= devices) {
     std::printf("SKIPPED: %s\n", devices == 0 ? why.c_str() : "no such GPU");
     return 77;
   }
+  std::FILE* json = c.json_file.empty() ? nullptr : std::fopen(c.json_file.c_str(), "w");
+  AS_CHECK(c.json_file.empty() || json != nullptr) << "cannot write " << c.json_file;
   const Shape shapes[] = {{"1B", {16, 8, 64, 16, engine::KvDtype::kBf16, 1}, {3.2, 33, 200}},
                           {"3B", {28, 8, 128, 16, engine::KvDtype::kBf16, 2}, {8.8, 86, 480}}};
-  std::printf("owner GPU 0, reader GPU %d\n", device);
+  std::printf("owner GPU 0, reader GPU %d; us from the owner's last layer on\n", c.reader_gpu);
   std::printf(
-      "| shape, tokens | path | MB | prefill ms | exposed us (max) | %% of prefill | of it seal us | validate us | "
-      "reads | GB/s behind | GB/s whole |\n|---|---|---|---|---|---|---|---|---|---|---|\n");
-  for (const Shape& shape : shapes) Run(shape, device, TransportMode::kAuto, tries);
-  Run(shapes[0], device, TransportMode::kStaged, 1);
+      "| shape, tokens | path | MB | prefill ms | exposed us (max) | %% of prefill | seen | copied | sealed | digests "
+      "| "
+      "GB/s whole |\n|---|---|---|---|---|---|---|---|---|---|---|\n");
+  for (const Shape& shape : shapes) Run(shape, TransportMode::kAuto, c, json);
+  c.tries = 1;
+  Run(shapes[0], TransportMode::kStaged, c, json);
+  if (json != nullptr) std::fclose(json);
   return 0;
 }
 

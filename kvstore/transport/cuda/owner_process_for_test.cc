@@ -23,9 +23,9 @@ namespace {
 
 constexpr char kEnv[] = "AGENTSERVE_TEST_OWNER";
 
-uint64_t NowUs() {
+uint64_t NowNs() {
   return static_cast<uint64_t>(
-      std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
           .count());
 }
 
@@ -89,41 +89,64 @@ class Server {
     if (prefill_.joinable()) prefill_.join();
     if (ref_.tag != 0) pool_->ReleaseProgress(ref_);
     ref_ = *pool_->AcquireProgress();
+    for (uint32_t b = first; b < first + count; ++b) pool_->ReopenBlock(engine::BlockId(b));
     prefill_ = std::thread([this, first, count, chunks, layer_us] {
-      const uint32_t layers = pool_->layout().num_layers, block = pool_->layout().block_tokens;
-      uint64_t next = NowUs() + 2000;  // the reader has set out by then
+      const uint32_t block = pool_->layout().block_tokens;
+      uint64_t next = NowNs() + 2'000'000;  // the reader has set out by then
+      ended_ = {};
       for (uint32_t c = 0; c < chunks; ++c) {
-        const uint32_t start = count * c / chunks * block, end = count * (c + 1) / chunks * block;
-        for (uint32_t l = 1; l <= layers; ++l) {
-          next += layer_us;
-          while (NowUs() < next) {  // sleeping is not exact enough
-          }
-          pool_->StoreProgress(ref_, {start, end, l});
+        const uint32_t begin = count * c / chunks, end = count * (c + 1) / chunks;
+        std::vector<engine::SealRequest> seals;
+        for (uint32_t b = first + begin; b < first + end; ++b) {
+          seals.push_back({engine::SeqId(1), engine::BlockId(b), b, block});
         }
-        pool_->StoreProgress(ref_, {end, end, 0});
+        Chunk(seals, {begin * block, end * block, 0}, layer_us, &next);
       }
-      end_us_ = NowUs();
-      std::vector<engine::SealRequest> seals;
-      for (uint32_t b = first + count * (chunks - 1) / chunks; b < first + count; ++b) {
-        seals.push_back({engine::SeqId(1), engine::BlockId(b), b, block});
-      }
-      AS_CHECK(pool_->Digests(seals).ok());
-      seal_us_ = NowUs() - end_us_;
     });
     return base::StrCat("ok ", ref_.slot, " ", ref_.tag);
   }
 
+  std::string Fill(std::istringstream& in) {
+    uint64_t seed = 0;
+    in >> seed;
+    const auto content = ContentOf(pool_->layout(), 0, seed);
+    std::vector<PieceIn> pieces;
+    for (uint32_t b = 0; b < pool_->view().num_blocks; ++b) pieces.push_back({b, 0, content.size(), content.data()});
+    AS_CHECK(pool_->memory().CopyIn(pieces).ok());
+    return "ok";
+  }
+
   std::string PrefillEnd() {
     if (prefill_.joinable()) prefill_.join();
-    return base::StrCat("ok ", end_us_, " ", seal_us_);
+    return base::StrCat("ok ", ended_.last_layer_ns, " ", ended_.seal_ns, " ", ended_.host_ns);
   }
 
  private:
+  // As the loop of a prefill worker: the word of a layer, its digests; at the end the seals.
+  void Chunk(const std::vector<engine::SealRequest>& seals, engine::PrefillProgress progress, uint32_t layer_us,
+             uint64_t* next) {
+    SealDigests digests(&pool_->memory(), seals);
+    for (progress.layers = 1; progress.layers <= pool_->layout().num_layers; ++progress.layers) {
+      *next += uint64_t{layer_us} * 1000;
+      while (NowNs() < *next) {  // sleeping is not exact enough
+      }
+      pool_->StoreProgress(ref_, progress);
+      ended_.last_layer_ns = NowNs();
+      digests.LayerWritten(progress.layers - 1);
+      ended_.host_ns += NowNs() - ended_.last_layer_ns;
+    }
+    const auto sealed = digests.Finish();
+    AS_CHECK(sealed.ok()) << sealed.status().message();
+    for (size_t i = 0; i < seals.size(); ++i) pool_->SealBlock(seals[i].block, seals[i].tokens, (*sealed)[i]);
+    pool_->StoreProgress(ref_, {progress.chunk_end, progress.chunk_end, 0});
+    ended_.seal_ns = NowNs() - ended_.last_layer_ns;
+  }
+
   std::unique_ptr<KvPool> pool_;
   std::unique_ptr<PoolExporter> exporter_;
   std::thread prefill_;
   ProgressRef ref_;
-  uint64_t end_us_ = 0, seal_us_ = 0;
+  OwnerProcess::Ended ended_;
 };
 
 }  // namespace
@@ -156,6 +179,7 @@ void RunOwnerIfAsked() {
       args >> command;
       std::string answer = "bad";
       if (command == "write") answer = server.Write(args);
+      if (command == "fill") answer = server.Fill(args);
       if (command == "corrupt") answer = server.Corrupt(args);
       if (command == "prefill") answer = server.Prefill(args);
       if (command == "end") answer = server.PrefillEnd();
@@ -194,7 +218,7 @@ OwnerProcess::OwnerProcess(const OwnerSpec& spec) {
   close(out[1]);
   to_.Reset(in[1]);
   from_.Reset(out[0]);
-  endpoint_ = {"owner", 11, socket, "", l.Fingerprint(), spec.num_blocks, DigestAlgorithm::kXxh3};
+  endpoint_ = {"owner", 11, socket, "", l.Fingerprint(), spec.num_blocks};
   Ask("");
 }
 
@@ -241,6 +265,8 @@ std::vector<BlockRef> OwnerProcess::Write(uint32_t first, uint32_t count, uint32
   return refs;
 }
 
+void OwnerProcess::Fill(uint64_t seed) { Ask(base::StrCat("fill ", seed)); }
+
 void OwnerProcess::Corrupt(uint32_t block, size_t offset) { Ask(base::StrCat("corrupt ", block, " ", offset)); }
 
 ProgressRef OwnerProcess::Prefill(uint32_t first, uint32_t count, uint32_t chunks, uint32_t layer_us) {
@@ -250,10 +276,10 @@ ProgressRef OwnerProcess::Prefill(uint32_t first, uint32_t count, uint32_t chunk
   return ref;
 }
 
-std::pair<uint64_t, uint64_t> OwnerProcess::PrefillEnd() {
+OwnerProcess::Ended OwnerProcess::PrefillEnd() {
   std::istringstream in(Ask("end"));
-  std::pair<uint64_t, uint64_t> out;
-  in >> out.first >> out.second;
+  Ended out;
+  in >> out.last_layer_ns >> out.seal_ns >> out.host_ns;
   return out;
 }
 

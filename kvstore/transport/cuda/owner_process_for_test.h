@@ -31,14 +31,21 @@ class OwnerProcess {
   const PeerEndpoint& endpoint() const { return endpoint_; }
   // Fills blocks [first, first + count) with random content of `seed` (0: leaves what is there), seals them at `epoch`.
   std::vector<BlockRef> Write(uint32_t first, uint32_t count, uint32_t epoch, uint64_t seed, uint32_t tokens);
+  // Gives all blocks the same random bytes, which is fast; the seals are then wrong.
+  void Fill(uint64_t seed);
   // Flips one byte of a block after its seal.
   void Corrupt(uint32_t block, size_t offset);
-  // Pretends a prefill of blocks [first, first + count) in `chunks` chunks of layers that take `layer_us` each, all of
-  // it already written; answers at once, runs beside.
+  // Pretends a prefill of blocks [first, first + count) in `chunks` chunks of layers that take `layer_us` each: opens
+  // the blocks again, tells and digests layer by layer as a worker does, and seals. Their bytes stay what they are.
+  // Answers at once, runs beside.
   ProgressRef Prefill(uint32_t first, uint32_t count, uint32_t chunks, uint32_t layer_us);
-  // Waits for the last Prefill. Microseconds of the steady clock at which it stored its last word, and how long it then
-  // took for the digests of its last chunk.
-  std::pair<uint64_t, uint64_t> PrefillEnd();
+  // Waits for the last Prefill.
+  struct Ended {
+    uint64_t last_layer_ns = 0;  // steady clock, when it stored the word of its last layer
+    uint64_t seal_ns = 0;        // how long it then took until the last block was sealed
+    uint64_t host_ns = 0;        // of the owner's thread, all layers: telling and launching
+  };
+  Ended PrefillEnd();
   // SIGKILL.
   void Kill();
 

@@ -10,6 +10,7 @@
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "kernels/kv_copy/kv_copy_cuda.h"
+#include "kvstore/transport/digest.h"
 
 namespace agentserve::kvstore::cuda {
 namespace {
@@ -33,9 +34,9 @@ class ImportedMemory : public PeerMemory {
   ImportedMemory(CudaMemory* local, Mapping mapping, uint32_t num_blocks)
       : local_(local), mapping_(std::move(mapping)), num_blocks_(num_blocks) {}
 
-  absl::Status Gather(std::span<const uint32_t> src_blocks, std::span<const uint32_t> dst_blocks, size_t offset,
-                      size_t bytes) override {
-    return Copy(local_->view().base, src_blocks, dst_blocks, offset, bytes);
+  absl::Status Gather(std::span<const PulledBlock> blocks, uint32_t first, uint32_t count,
+                      std::span<uint64_t> sums) override {
+    return Copy(local_->view().base, blocks, {first, count}, sums);
   }
 
   absl::StatusOr<double> Measure(size_t bytes, int ms) override {
@@ -44,15 +45,15 @@ class ImportedMemory : public PeerMemory {
     AS_ASSIGN_OR_RETURN(const Lanes::Lease lane, local_->pull_lanes().Take());
     void* scratch = nullptr;
     AS_RETURN_IF_ERROR(Check(cudaMallocAsync(&scratch, n * block_bytes, lane->stream()), "memory for the probe"));
-    std::vector<uint32_t> blocks(n);
-    for (size_t i = 0; i < n; ++i) blocks[i] = static_cast<uint32_t>(i);
+    std::vector<PulledBlock> blocks(n);
+    for (size_t i = 0; i < n; ++i) blocks[i] = {static_cast<uint32_t>(i), static_cast<uint32_t>(i), 0};
     absl::Status status = lane->Synchronize();
     double best = 0;
     const auto limit = SteadyClock::now() + std::chrono::milliseconds(ms);
     // The first round is slower (page tables, clocks); it counts only if it is the only one.
     for (int round = 0; status.ok() && round < 16 && (round < 2 || SteadyClock::now() < limit); ++round) {
       const auto start = SteadyClock::now();
-      status = Copy(static_cast<std::byte*>(scratch), blocks, blocks, 0, block_bytes);
+      status = Copy(static_cast<std::byte*>(scratch), blocks, {0, layout().num_layers}, {});
       const double seconds = std::chrono::duration<double>(SteadyClock::now() - start).count();
       best = std::max(best, static_cast<double>(n * block_bytes) / 1e9 / std::max(seconds, 1e-9));
     }
@@ -64,8 +65,8 @@ class ImportedMemory : public PeerMemory {
 
  protected:
   // As Gather, into blocks from `dst`.
-  virtual absl::Status Copy(std::byte* dst, std::span<const uint32_t> src_blocks, std::span<const uint32_t> dst_blocks,
-                            size_t offset, size_t bytes) = 0;
+  virtual absl::Status Copy(std::byte* dst, std::span<const PulledBlock> blocks, LayerRange layers,
+                            std::span<uint64_t> sums) = 0;
   const engine::KvLayout& layout() const { return local_->view().layout; }
   const std::byte* source() const { return mapping_.data(); }
 
@@ -83,27 +84,29 @@ class MappedMemory final : public ImportedMemory {
   std::string_view path() const override { return "mapped"; }
 
  protected:
-  absl::Status Copy(std::byte* dst, std::span<const uint32_t> src_blocks, std::span<const uint32_t> dst_blocks,
-                    size_t offset, size_t bytes) override {
+  absl::Status Copy(std::byte* dst, std::span<const PulledBlock> blocks, LayerRange layers,
+                    std::span<uint64_t> sums) override {
     AS_ASSIGN_OR_RETURN(const Lanes::Lease lane, local_->pull_lanes().Take());
-    for (size_t first = 0; first < src_blocks.size(); first += Lane::kMostPairs) {
-      const size_t n = std::min(Lane::kMostPairs, src_blocks.size() - first);
-      AS_ASSIGN_OR_RETURN(const uint32_t* const pairs, lane->Upload(n, [&](size_t i) {
-        return std::pair(src_blocks[first + i], dst_blocks[first + i]);
-      }));
+    std::vector<kernels::cuda::KvMove> moves;
+    for (size_t first = 0; first < blocks.size(); first += moves.size()) {
+      moves.clear();
+      for (const PulledBlock& b : blocks.subspan(first, std::min(Lane::kMostBlocks, blocks.size() - first))) {
+        moves.push_back({b.from, b.to, b.tokens});
+      }
       kernels::cuda::KvGatherParams p;
       p.src = source();
       p.dst = dst;
-      p.src_blocks = pairs;
-      p.dst_blocks = pairs + n;
-      p.count = static_cast<int>(n);
+      AS_ASSIGN_OR_RETURN(p.blocks, lane->Upload(moves));
+      p.count = static_cast<int>(moves.size());
       p.block_bytes = layout().BlockBytes();
-      p.offset = offset;
-      p.bytes = bytes;
+      p.offset = layers.first * layout().LayerBytes();
+      p.bytes = layers.count * layout().LayerBytes();
+      lane->Attach(layout(), !sums.empty(), &p);
       kernels::cuda::LaunchContext context;
       context.stream = lane->stream();
       AS_RETURN_IF_ERROR(kernels::cuda::KvGather(p, context));
-      AS_RETURN_IF_ERROR(lane->Synchronize());
+      AS_RETURN_IF_ERROR(lane->WaitDone());
+      if (!sums.empty()) std::copy_n(lane->sums(), moves.size(), sums.begin() + static_cast<ptrdiff_t>(first));
     }
     return absl::OkStatus();
   }
@@ -116,49 +119,57 @@ class StagedMemory final : public ImportedMemory {
       : ImportedMemory(local, std::move(mapping), num_blocks),
         problem_(std::move(problem)),
         owner_lanes_(owner_device, /*high_priority=*/false) {}
+  // Pinning takes milliseconds, which no pull should wait for.
+  absl::Status WarmUp() {
+    AS_RETURN_IF_ERROR(owner_lanes_.Warm(1, /*staging=*/true));
+    return local_->pull_lanes().Warm(1, /*staging=*/true);
+  }
   std::string_view path() const override { return "staged"; }
   std::string problem() const override { return problem_; }
 
  protected:
-  absl::Status Copy(std::byte* dst, std::span<const uint32_t> src_blocks, std::span<const uint32_t> dst_blocks,
-                    size_t offset, size_t bytes) override {
+  absl::Status Copy(std::byte* dst, std::span<const PulledBlock> blocks, LayerRange layers,
+                    std::span<uint64_t> sums) override {
+    AS_RETURN_IF_ERROR(Copy(dst, blocks, layers.first * layout().LayerBytes(), layers.count * layout().LayerBytes()));
+    if (sums.empty()) return absl::OkStatus();
+    std::vector<DigestItem> items;
+    for (const PulledBlock& b : blocks) items.push_back({b.to, b.tokens});
+    return local_->Sums(items, layers.first, layers.count, sums);
+  }
+
+ private:
+  absl::Status Copy(std::byte* dst, std::span<const PulledBlock> blocks, size_t offset, size_t bytes) {
     // A lane's events belong to its device: "landed" is recorded on the owner's stream, "taken" on ours.
     AS_ASSIGN_OR_RETURN(const Lanes::Lease owner, owner_lanes_.Take());
     AS_ASSIGN_OR_RETURN(const Lanes::Lease local, local_->pull_lanes().Take());
     const size_t block_bytes = layout().BlockBytes();
+    std::vector<kernels::cuda::KvPiece> in, out;
     size_t half = 0;
-    for (size_t i = 0, done = 0; i < src_blocks.size();) {
+    for (size_t i = 0, done = 0; i < blocks.size(); half ^= 1) {
       // The peer's memory is mapped for the owner's device alone, so the copy must be one of that device's context.
       AS_RETURN_IF_ERROR(Check(cudaSetDevice(owner->device()), "select the owner's GPU"));
       // The half may be in use by copies to our device that have not ended.
-      AS_RETURN_IF_ERROR(Check(cudaStreamWaitEvent(owner->stream(), local->event(half), 0), "staged KV copy"));
-      const size_t first = i, first_done = done;
-      size_t used = 0;
-      while (i < src_blocks.size() && used < Lane::kHalfBytes) {
-        const size_t n = std::min(bytes - done, Lane::kHalfBytes - used);
-        const std::byte* src = source() + src_blocks[i] * block_bytes + offset + done;
-        AS_RETURN_IF_ERROR(Check(
-            cudaMemcpyAsync(owner->half(half) + used, src, n, cudaMemcpyDeviceToHost, owner->stream()), "staged read"));
+      AS_RETURN_IF_ERROR(Check(cudaEventSynchronize(local->event(half)), "staged KV copy"));
+      AS_ASSIGN_OR_RETURN(std::byte* const staged, owner->Half(half));
+      in.clear();
+      out.clear();
+      for (size_t used = 0; i < blocks.size() && used < Lane::kHalfBytes && in.size() < Lane::kMostPieces;) {
+        const size_t n = std::min(bytes - done, Lane::kHalfBytes - used), at = offset + done;
+        in.push_back({staged + used, source() + blocks[i].from * block_bytes + at, static_cast<uint32_t>(n)});
+        out.push_back({dst + blocks[i].to * block_bytes + at, staged + used, static_cast<uint32_t>(n)});
         Advance(n, bytes, &used, &i, &done);
       }
+      AS_RETURN_IF_ERROR(owner->CopyPieces(half, in));
       AS_RETURN_IF_ERROR(Check(cudaEventRecord(owner->event(half), owner->stream()), "staged KV copy"));
       AS_RETURN_IF_ERROR(Check(cudaSetDevice(local->device()), "select our GPU"));
       AS_RETURN_IF_ERROR(Check(cudaStreamWaitEvent(local->stream(), owner->event(half), 0), "staged KV copy"));
-      used = 0;
-      for (size_t j = first, at = first_done; j < i || (j == i && at < done);) {
-        const size_t n = std::min(j == i ? done - at : bytes - at, Lane::kHalfBytes - used);
-        AS_RETURN_IF_ERROR(Check(cudaMemcpyAsync(dst + dst_blocks[j] * block_bytes + offset + at,
-                                                 owner->half(half) + used, n, cudaMemcpyHostToDevice, local->stream()),
-                                 "staged write"));
-        Advance(n, bytes, &used, &j, &at);
-      }
+      AS_RETURN_IF_ERROR(local->Half(half).status());
+      AS_RETURN_IF_ERROR(local->CopyPieces(half, out));
       AS_RETURN_IF_ERROR(Check(cudaEventRecord(local->event(half), local->stream()), "staged KV copy"));
-      half ^= 1;
     }
     return local->Synchronize();
   }
 
- private:
   static void Advance(size_t n, size_t bytes, size_t* used, size_t* block, size_t* done) {
     *used += n;
     *done += n;
@@ -197,7 +208,9 @@ absl::StatusOr<std::unique_ptr<PeerMemory>> ImportPeer(CudaMemory* local, base::
         reaches == 0
             ? base::StrCat("cuda:", local->device(), " cannot reach the memory of cuda:", *owner, " (no peer access)")
             : "asked for by --kv-transport staged";
-    return std::make_unique<StagedMemory>(local, *std::move(mapping), options.num_blocks, *owner, problem);
+    auto memory = std::make_unique<StagedMemory>(local, *std::move(mapping), options.num_blocks, *owner, problem);
+    AS_RETURN_IF_ERROR(memory->WarmUp());
+    return memory;
   }
   return std::make_unique<MappedMemory>(local, *std::move(mapping), options.num_blocks);
 }

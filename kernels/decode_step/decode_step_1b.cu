@@ -1,0 +1,9 @@
+#include "kernels/decode_step/step_launch.cuh"
+
+namespace agentserve::kernels::cuda {
+
+cudaError_t LaunchStep1B(const DecodeStepArgs& args, int grid, int shared_bytes, cudaStream_t stream) {
+  return LaunchStepRows<2048, 8192, 64>(args, grid, shared_bytes, stream);
+}
+
+}  // namespace agentserve::kernels::cuda
