@@ -44,7 +44,7 @@ def experiments(scale):
         "published_ablation": (["--workload", "published-ablation", "--max-batch", "20", "--batch-cap", "16",
                                 "--policy", PUBLISHED] + burst, True),
         "coding": (coding + ["--policy", ABLATION, "--load", "0.85,1.0,1.1"], True),
-        "coding_host": (host + ["--policy", ABLATION + ",agent/layers=none,agent/none,agent/full", "--load",
+        "coding_host": (host + ["--policy", PUBLISHED + ",srpt-oracle/inf,agent/layers=none,agent/none,agent/full", "--load",
                                 "0.85,1.0,1.1"], True),
         "mix_host": (mix + ["--host-gib", "64", "--policy", BASELINES + ",agent,agent/layers=none,srpt-oracle,"
                             "srpt-oracle/inf", "--load", "0.85,1.0,1.1"], False),
