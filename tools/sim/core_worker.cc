@@ -447,7 +447,6 @@ class CorePrefill final : public CoreWorkerBase<PrefillTypes> {
     kv->remote = std::move(remote);
     return kv;
   }
-  void On(const prefill_worker::HostCopy&) { AS_CHECK(false) << "simulated prefill workers have no host memory"; }
   void On(const prefill_worker::Admitted& e) {
     UpMessage& m = Say(Kind::kAdmitted, e.seq, live_.at(e.seq).attempt);
     m.cached_tokens = e.cached_tokens;
