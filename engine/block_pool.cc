@@ -68,13 +68,13 @@ bool BlockPool::Allocate(uint32_t count, BlockTable* table) {
   return true;
 }
 
-uint32_t BlockPool::MatchPrefix(std::span<const base::Hash128> chain, BlockTable* table) {
+uint32_t BlockPool::MatchPrefix(std::span<const base::Hash128> chain, BlockTable* table, Purpose purpose) {
   AS_CHECK(table->pool_ == this);
   uint32_t matched = 0;
   for (const base::Hash128& hash : chain) {
     const std::optional<BlockId> id = Find(hash);
     if (!id) break;
-    Hold(*id);
+    Hold(*id, purpose);
     table->ids_.push_back(*id);
     ++matched;
   }
@@ -109,7 +109,7 @@ void BlockPool::Seal(BlockId id, const SealInfo& info) {
     block.hash = info.hash;
     block.parent = info.parent;
     block.worth = kBaseWorth;
-    block.final = block.shared = block.clean = false;
+    block.final = block.shared = block.clean = block.offered = block.unused = false;
     if (!info.parent.zero() && ++children_[info.parent] > 1) {
       if (const auto before = Find(info.parent)) Get(*before).shared = true;
     }
@@ -118,16 +118,17 @@ void BlockPool::Seal(BlockId id, const SealInfo& info) {
   changes_.push_back({BlockChange::Kind::kSealed, id, block.epoch, block.hash, block.digest, block.tokens});
 }
 
-void BlockPool::Hold(BlockId id) {
+void BlockPool::Hold(BlockId id, Purpose purpose) {
   Block& block = Get(id);
   if (block.state == State::kCached) {
+    block.unused = true;
     block.state = State::kSealed;
     --cached_;
     ++held_;
     Refile(id);
   }
   AS_CHECK(block.state == State::kSealed) << "sharing block " << id.value << " that is not sealed";
-  block.final = false;
+  if (purpose == Purpose::kUse) block.final = block.unused = false;
   ++block.holds;
 }
 
@@ -142,9 +143,11 @@ void BlockPool::Drop(BlockId id) {
     --held_;
     if (!block.hash.zero()) {
       block.state = State::kCached;
-      block.clock = clock_;
-      block.tick = ++tick_;
-      block.offered = false;
+      if (!std::exchange(block.unused, false)) {
+        block.clock = clock_;
+        block.tick = ++tick_;
+        block.offered = false;
+      }
       ++cached_;
       Refile(id);
       return;

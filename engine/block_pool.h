@@ -100,8 +100,10 @@ class BlockPool {
 
   // Appends `count` WRITING blocks to `table`; evicts cached ones as needed. All or nothing.
   bool Allocate(uint32_t count, BlockTable* table);
-  // Appends a hold on each block of the longest known beginning of `chain`. Returns how many.
-  uint32_t MatchPrefix(std::span<const base::Hash128> chain, BlockTable* table);
+  // Appends a hold on each block of the longest known beginning of `chain`. Returns how many. kCopy: somebody only
+  // reads the bytes, which is no use of the block that would keep it longer.
+  enum class Purpose : uint8_t { kUse, kCopy };
+  uint32_t MatchPrefix(std::span<const base::Hash128> chain, BlockTable* table, Purpose purpose = Purpose::kUse);
   // How many blocks of `chain`, from the first on, are here.
   uint32_t PrefixLength(std::span<const base::Hash128> chain) const;
   // Of these, how many are CACHED (so taking them lowers `available`).
@@ -185,7 +187,8 @@ class BlockPool {
     bool shared = false;  // several prompts continued it differently
     bool clean = false;   // host memory has a copy
     bool offered = false;
-    bool leaf = false;  // in leaves_, under `key`
+    bool unused = false;  // held for copies only since it was CACHED
+    bool leaf = false;    // in leaves_, under `key`
     Epoch epoch;
     uint32_t holds = 0;
     uint32_t tokens = 0;
@@ -200,7 +203,7 @@ class BlockPool {
 
   Block& Get(BlockId b);
   const Block& Get(BlockId b) const;
-  void Hold(BlockId b);
+  void Hold(BlockId b, Purpose purpose);
   void Drop(BlockId b);
   void Unpin(BlockId b);
   void EvictOne();

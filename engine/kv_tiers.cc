@@ -82,7 +82,7 @@ bool KvTiers::StoreSome(std::span<const base::Hash128> chain, uint32_t least_wor
     block.worth = std::max(pool_->worth(*id), least_worth);
     const std::optional<SlotId> slot = host_.BeginStore(block);
     if (!slot) break;
-    AS_CHECK_EQ(pool_->MatchPrefix(chain.subspan(i, 1), &table), 1u);
+    AS_CHECK_EQ(pool_->MatchPrefix(chain.subspan(i, 1), &table, BlockPool::Purpose::kCopy), 1u);
     copy.blocks.push_back(*id);
     copy.slots.push_back(*slot);
     copy.digests.push_back(block.digest);
@@ -117,9 +117,10 @@ void KvTiers::StoreVictims() {
     const uint32_t worth = pool_->worth(id);
     if (!(options_.store_ordinary || worth > BlockPool::kBaseWorth) || pool_->clean(id) || pool_->offered(id)) continue;
     const std::vector<base::Hash128> chain = ChainOf(id);
-    if (!chain.empty() && StoreSome(chain, worth)) return;
+    const bool began = !chain.empty() && StoreSome(chain, worth);
     // Once for each use, or two blocks that do not fit both would replace each other for ever.
-    pool_->SetOffered(id);
+    if (!began || host_.Has(chain.back())) pool_->SetOffered(id);
+    if (began) return;
   }
 }
 

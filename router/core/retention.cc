@@ -10,13 +10,16 @@ namespace agentserve::router {
 namespace {
 
 // Lengths of a pin that are compared.
-constexpr double kPinsMs[] = {1'000, 2'000, 4'000, 8'000, 15'000, 30'000, 60'000, 120'000, 240'000, 480'000, 600'000};
+constexpr double kPinsMs[] = {50,     100,    250,    500,     1'000,   2'000,   4'000,  8'000,
+                              15'000, 30'000, 60'000, 120'000, 240'000, 480'000, 600'000};
+// Shorter ones are decided again too often.
+constexpr TimeNs kShortestPin = 1 * base::kNsPerSecond;
 // A longer pin must gain this much more than a shorter one.
 constexpr double kWorthLonger = 1.02;
 // A hint of the client counts as so many gaps of the program.
 constexpr int kHintGaps = 2;
-// Likely to be back within the longest pin: below this KV is not moved to host memory.
-constexpr double kLeastBack = 0.02;
+// Worth of KV is how likely it is asked for within this time, about the time that unused blocks last in a busy pool.
+constexpr double kSoonMs = 60'000;
 // Worth of a block whose program is sure to be back; workers copy what is worth more than 1 before they evict it.
 constexpr double kMostWorth = 16;
 
@@ -24,7 +27,7 @@ constexpr double kMostWorth = 16;
 
 const char* RetainReasonName(RetainReason r) {
   constexpr const char* kNames[kNumRetainReasons] = {
-      "pin_free",   "pin_worth",         "pin_asked",       "host_price",     "host_quota",
+      "pin_worth",  "pin_asked",         "host_copy",       "host_price",     "host_quota",
       "host_late",  "cache_only",        "drop_final",      "drop_ended",     "drop_replaced",
       "drop_moved", "prefetch_tool_end", "prefetch_median", "prefetch_queued"};
   return kNames[static_cast<size_t>(r)];
@@ -126,6 +129,7 @@ Retention::Choice Retention::Best(const Parked& p, const Worker& w, const Retent
   const double price = queued * p.blocks / std::max(1u, w.TotalBlocks());  // seconds per second
   const double elapsed_ms = base::ToMs(view.now - p.since);
   Choice best;
+  best.back = ProbBack(p, view.tools, elapsed_ms, kSoonMs);
   if (elapsed_ms >= static_cast<double>(options_.most_ttl_ms)) return best;
   double held_s = 0, before_ms = 0, away = 1;  // E[min(T, t)], the last t, P(T > t)
   for (const double ms : kPinsMs) {
@@ -134,8 +138,7 @@ Retention::Choice Retention::Best(const Parked& p, const Worker& w, const Retent
     held_s += (away + 1 - back) / 2 * (ms - before_ms) / 1e3;
     before_ms = ms;
     away = 1 - back;
-    const double gain = back * saved_s * (1 + queued) - price * held_s;
-    best.back = back;
+    const double gain = back * saved_s - price * held_s;
     if (gain > 0 && gain > kWorthLonger * best.gain) {
       best.gain = gain;
       best.ttl = static_cast<TimeNs>(ms * 1e6);
@@ -161,14 +164,12 @@ void Retention::Decide(Parked* p, const RetentionView& view, bool late) {
   const TimeNs asked = p->since + static_cast<TimeNs>(p->retain_ms) * base::kNsPerMs;
   const bool is_asked = p->retain_ms > 0 && asked > view.now;
   const bool quota = WithinQuota(*p, *w);
+  const bool gains = view.queued > 0 && best.gain > 0;  // while nobody waits, worth alone keeps it
   const bool has_host = w->load.host_total_blocks > 0;
   const auto worth = static_cast<float>(std::clamp(kMostWorth * best.back, 0.25, kMostWorth));
-  if (quota && (best.gain > 0 || is_asked)) {
-    const TimeNs ttl = std::max(best.gain > 0 ? best.ttl : 0, is_asked ? asked - view.now : 0);
-    const RetainReason why = best.gain <= 0     ? RetainReason::kPinAsked
-                             : view.queued == 0 ? RetainReason::kPinFree
-                                                : RetainReason::kPinWorth;
-    RetainAction& a = Act(p, CommandKind::kRetain, why);
+  if (quota && (gains || is_asked)) {
+    const TimeNs ttl = std::max(gains ? std::max(best.ttl, kShortestPin) : 0, is_asked ? asked - view.now : 0);
+    RetainAction& a = Act(p, CommandKind::kRetain, gains ? RetainReason::kPinWorth : RetainReason::kPinAsked);
     a.keep = KeepWhere::kDevice;
     a.ttl_ms = static_cast<uint64_t>(ttl / base::kNsPerMs);
     a.worth = worth;
@@ -177,16 +178,17 @@ void Retention::Decide(Parked* p, const RetentionView& view, bool late) {
   }
   SetTimer(p, 0);
   if (p->place == Place::kHost) return AwaitMedian(p, view);
-  const bool to_host = has_host && best.back > kLeastBack;
+  const bool over_quota = !quota && (gains || is_asked);
   RetainAction& a = Act(p, CommandKind::kRetain,
-                        !to_host ? RetainReason::kCacheOnly
-                        : !quota ? RetainReason::kHostQuota
-                        : late   ? RetainReason::kHostLate
-                                 : RetainReason::kHostPrice);
-  a.keep = to_host ? KeepWhere::kHost : KeepWhere::kDevice;
+                        !has_host          ? RetainReason::kCacheOnly
+                        : over_quota       ? RetainReason::kHostQuota
+                        : late             ? RetainReason::kHostLate
+                        : view.queued == 0 ? RetainReason::kHostCopy
+                                           : RetainReason::kHostPrice);
+  a.keep = has_host ? KeepWhere::kHost : KeepWhere::kDevice;
   a.worth = worth;
-  Move(p, to_host ? Place::kHost : Place::kCache);
-  if (to_host) AwaitMedian(p, view);
+  Move(p, has_host ? Place::kHost : Place::kCache);
+  if (has_host) AwaitMedian(p, view);
 }
 
 // Back on the device by the time it is as likely as not to be asked for.
@@ -225,6 +227,7 @@ void Retention::OnTurnEnd(const Turn& turn, const RetentionView& view) {
   if (p.continued && p.old_worker.value == 0 && p.worker != turn.worker) {
     p.old_worker = p.worker, p.old_seq = p.seq, p.old_attempt = p.attempt, p.old_reason = RetainReason::kDropMoved;
   }
+  if (p.place == Place::kPinned) Act(&p, CommandKind::kRetain, RetainReason::kCacheOnly);  // a call beside this one
   Move(&p, Place::kNowhere);
   SetTimer(&p, 0);
   p.tenant = std::string(turn.tenant);

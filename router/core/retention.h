@@ -4,16 +4,17 @@
 // A program that waits for a tool holds B of a worker's N blocks and is not served. Holding them for t seconds takes
 // t * B/N of the worker's room from the Q calls that wait for it, so it costs them Q * B/N * t seconds in all: the
 // price of a block is Q/N seconds per second, nothing while nobody waits. Keeping saves S seconds of work (computing
-// the prompt again, or loading it from host memory where there is some), which the program and the Q behind it would
-// all wait for. So with T the return time, known from the statistics of the tool and of the program,
+// the prompt again, or loading it from host memory where there is some). So with T the return time, known from the
+// statistics of the tool and of the program,
 //
-//   gain(t) = P(T <= t) * S * (1 + Q)  -  Q * B/N * E[min(T, t)]
+//   gain(t) = P(T <= t) * S  -  Q * B/N * E[min(T, t)]
 //
 // is what pinning for t gains; the best t is the pin (Continuum 2511.02230 does so per tool; InferCept 2402.01869
-// weighs preserve, discard and swap). If no t gains, the KV goes to host memory; without that, it stays as ordinary
-// cache. It is decided again when the tool starts (its name is known then), when the pin ends, and when calls begin to
-// wait. What is in host memory is prefetched when the tool ends, at the median of the time it is expected to take, or
-// when the program's call waits in the queue.
+// weighs preserve, discard and swap). If no t gains, and while nobody waits (then a pin would only keep other programs'
+// KV away), the KV is copied to host memory and stays on the device as cache whose worth follows P(back soon). It is
+// decided again when the tool starts (its name is known then), when the pin ends, and when calls begin to wait. What is
+// in host memory is prefetched when the tool ends, at the median of the time it is expected to take, or when the
+// program's call waits in the queue.
 //
 // Single-threaded, owned by the core. No clock. Every table is bounded by `Options::most`. Invariants,
 // CheckInvariants():
@@ -42,13 +43,13 @@ namespace agentserve::router {
 
 // Why KV was kept, moved or given up. A closed set: metric labels.
 enum class RetainReason : uint8_t {
-  kPinFree,       // pinned: nobody waits for its room
   kPinWorth,      // pinned: it saves more than the queue loses
   kPinAsked,      // pinned: the client asked for it
+  kHostCopy,      // to host memory, and still on the device: nobody waits for its room
   kHostPrice,     // to host memory: the queue would lose more
   kHostQuota,     // to host memory: its tenant pins its share already
   kHostLate,      // to host memory: the tool takes longer than expected
-  kCacheOnly,     // left as ordinary cache: no host memory, or not likely to be back
+  kCacheOnly,     // left as cache of its worth: there is no host memory
   kDropFinal,     // given up: the last call of its program
   kDropEnded,     // given up: the program was ended
   kDropReplaced,  // given up: its next call did not continue this history
@@ -177,7 +178,7 @@ class Retention {
   struct Choice {
     TimeNs ttl = 0;
     double gain = 0;
-    double back = 0;  // P(T <= most_ttl)
+    double back = 0;  // P(back soon)
   };
 
   Parked& Touch(std::string_view key);

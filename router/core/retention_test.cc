@@ -69,18 +69,22 @@ class RetentionTest : public ::testing::Test {
   uint64_t next_ = 1;
 };
 
-TEST_F(RetentionTest, NobodyWaitsSoItIsPinned) {
-  const WorkerId w = AddWorker("d0", 0);
+TEST_F(RetentionTest, WhileNobodyWaitsItIsCacheOfItsWorth) {
+  const WorkerId bare = AddWorker("d0", 0), with_host = AddWorker("d1", 5000);
   Gaps(3000);
-  retention_.OnTurnEnd(Turn("p", w, 1), View());
-  const RetainAction a = One();
-  EXPECT_EQ(a.keep, KeepWhere::kDevice);
-  EXPECT_EQ(a.reason, RetainReason::kPinFree);
-  EXPECT_EQ(a.seq, SeqId(1));
-  // Long enough for nearly all returns of this tool (2.4 to 3.5 s), and no longer.
-  EXPECT_GE(a.ttl_ms, 4'000u);
-  EXPECT_LE(a.ttl_ms, 8'000u);
-  EXPECT_EQ(retention_.pinned(w, "t"), 100u);
+  for (int i = 0; i < 100; ++i) tools_.OnReturn("react", "build", 600'000);
+  retention_.OnTurnEnd(Turn("p", bare, 1), View());
+  const RetainAction soon = One();
+  EXPECT_EQ(soon.keep, KeepWhere::kDevice);
+  EXPECT_EQ(soon.ttl_ms, 0u) << "a pin would only keep others' KV away";
+  EXPECT_EQ(soon.reason, RetainReason::kCacheOnly);
+  EXPECT_GT(soon.worth, 8);
+  retention_.OnTurnEnd(Turn("q", with_host, 2), View());
+  EXPECT_EQ(One().reason, RetainReason::kHostCopy);
+  Retention::Turn late = Turn("r", bare, 3);
+  late.tool = "build";
+  retention_.OnTurnEnd(late, View());
+  EXPECT_LT(One().worth, 1);
 }
 
 TEST_F(RetentionTest, ALongToolUnderALongQueueGoesToTheHost) {
@@ -88,7 +92,7 @@ TEST_F(RetentionTest, ALongToolUnderALongQueueGoesToTheHost) {
   Gaps(60'000);
   queued_ = 20;
   retention_.OnTurnEnd(Turn("p", w, 1), View());
-  // Saved: loading 50 MiB takes 5 ms, times 21 waiting; price: 20 * 100/1000 for each of ~60 s.
+  // Saved: loading 50 MiB takes 5 ms; price: 20 * 100/1000 for each of ~60 s.
   const RetainAction a = One();
   EXPECT_EQ(a.keep, KeepWhere::kHost);
   EXPECT_EQ(a.reason, RetainReason::kHostPrice);
@@ -108,8 +112,7 @@ TEST_F(RetentionTest, AShortToolIsWorthItsRoomEvenUnderAQueue) {
   const WorkerId w = AddWorker("d0", 0);
   Gaps(100);
   queued_ = 4;
-  // Computing 8,000 tokens again takes 0.8 s, which the program and the four behind it would wait for; half of the
-  // pool for a tenth of a second costs the four 0.2 s.
+  // Computing 8,000 tokens again takes 0.8 s; half of the pool for a tenth of a second costs the four 0.2 s.
   Retention own{RetentionOptions{.tenant_share = 1}};
   own.OnTurnEnd(Turn("p", w, 1, 8'000), View());
   const auto actions = own.TakeActions();
@@ -143,30 +146,33 @@ TEST_F(RetentionTest, WithoutHostMemoryItStaysOrdinaryCache) {
 }
 
 TEST_F(RetentionTest, PressureTakesPinsBack) {
-  const WorkerId w = AddWorker("d0", 5000);
-  Gaps(60'000);
+  const WorkerId w = AddWorker("d0", 0);
+  Gaps(500);
+  queued_ = 1;
+  // Computing 1,600 tokens again takes 0.16 s; a tenth of the pool for half a second costs the one that waits 0.05 s.
   retention_.OnTurnEnd(Turn("p", w, 1), View());
-  EXPECT_EQ(One().reason, RetainReason::kPinFree);
+  EXPECT_EQ(One().reason, RetainReason::kPinWorth);
+  EXPECT_EQ(retention_.pinned(w, "t"), 100u);
   queued_ = 30;
-  now_ += kSecond;
+  now_ += base::kNsPerMs;
   retention_.OnPressure(View());
-  EXPECT_EQ(One().reason, RetainReason::kHostPrice);
+  EXPECT_EQ(One().reason, RetainReason::kCacheOnly);
+  EXPECT_EQ(retention_.pinned(w, "t"), 0u);
   retention_.OnPressure(View());
   EXPECT_TRUE(retention_.TakeActions().empty());
 }
 
 TEST_F(RetentionTest, TheToolsNameDecidesAgain) {
-  const WorkerId w = AddWorker("d0", 5000);
+  const WorkerId w = AddWorker("d0", 0);
   Gaps(500);
   for (int i = 0; i < 50; ++i) tools_.OnReturn("react", "build", 300'000);
-  retention_.OnTurnEnd(Turn("p", w, 1, 400), View());
-  EXPECT_EQ(One().keep, KeepWhere::kDevice);
   queued_ = 1;
+  retention_.OnTurnEnd(Turn("p", w, 1), View());
+  EXPECT_EQ(One().reason, RetainReason::kPinWorth);
   retention_.OnToolStart("p", "search", View());
   EXPECT_TRUE(retention_.TakeActions().empty()) << "as expected";
   retention_.OnToolStart("p", "build", View());
-  EXPECT_EQ(One().keep, KeepWhere::kHost);
-  EXPECT_GT(retention_.NextWake(), 200 * kSecond) << "the median of the right tool";
+  EXPECT_EQ(One().reason, RetainReason::kCacheOnly);
   now_ += 10 * kSecond;
   retention_.OnToolEnd("p", View());
   EXPECT_EQ(One().reason, RetainReason::kPrefetchToolEnd);
@@ -174,21 +180,33 @@ TEST_F(RetentionTest, TheToolsNameDecidesAgain) {
   EXPECT_TRUE(retention_.TakeActions().empty()) << "once";
 }
 
+TEST_F(RetentionTest, TheMedianIsThatOfTheRightTool) {
+  const WorkerId w = AddWorker("d0", 5000);
+  Gaps(500);
+  for (int i = 0; i < 50; ++i) tools_.OnReturn("react", "build", 300'000);
+  retention_.OnTurnEnd(Turn("p", w, 1), View());
+  EXPECT_EQ(One().keep, KeepWhere::kHost);
+  EXPECT_LT(retention_.NextWake(), 2 * kSecond);
+  retention_.OnToolStart("p", "build", View());
+  EXPECT_GT(retention_.NextWake(), 200 * kSecond);
+}
+
 TEST_F(RetentionTest, ATenantPinsItsShareOnly) {
   const WorkerId w = AddWorker("d0", 5000);
   Gaps(3000);
-  for (uint64_t i = 0; i < 2; ++i) {
-    retention_.OnTurnEnd(Turn("p" + std::to_string(i), w, i + 1), View());
-    EXPECT_EQ(One().keep, KeepWhere::kDevice);
-  }
-  Retention::Turn third = Turn("p2", w, 3);
-  third.retain_ms = 60'000;  // asking does not help
-  retention_.OnTurnEnd(third, View());
-  EXPECT_EQ(One().reason, RetainReason::kHostQuota);
-  Retention::Turn other = Turn("q", w, 4);
-  other.tenant = "another";
-  retention_.OnTurnEnd(other, View());
-  EXPECT_EQ(One().keep, KeepWhere::kDevice);
+  const auto asks = [&](const std::string& program, const std::string& tenant, uint64_t seq) {
+    Retention::Turn t = Turn(program, w, seq);
+    t.tenant = tenant;
+    t.retain_ms = 60'000;
+    retention_.OnTurnEnd(t, View());
+    return One();
+  };
+  EXPECT_EQ(asks("p0", "t", 1).reason, RetainReason::kPinAsked);
+  const RetainAction second = asks("p1", "t", 2);
+  EXPECT_EQ(second.keep, KeepWhere::kDevice);
+  EXPECT_EQ(second.ttl_ms, 60'000u);
+  EXPECT_EQ(asks("p2", "t", 3).reason, RetainReason::kHostQuota);
+  EXPECT_EQ(asks("q", "another", 4).keep, KeepWhere::kDevice);
   EXPECT_EQ(retention_.pinned(w, "t"), 200u);
 }
 
