@@ -6,6 +6,9 @@
 // Arguments: tokens of history; place (0 gone, 1 host memory, 2 device). The turn adds 16 tokens.
 #include <benchmark/benchmark.h>
 
+#include <chrono>
+
+#include "base/check.h"
 #include "base/rng.h"
 #include "decode_worker/worker.h"
 #include "model/model.h"
