@@ -50,7 +50,8 @@ __device__ __forceinline__ void MoveReferences(uint32_t q, uint32_t k, float sca
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     moves[half] = QuadMax(sum[half]) > kGrowthLimit;
-    const float next = moves[half] ? ceilf(QuadMax(most[half]) * scale_log2) : state.reference[half];
+    const float highest = ceilf(QuadMax(most[half]) * scale_log2);  // all lanes take part
+    const float next = moves[half] ? highest : state.reference[half];
     factor[half] = moves[half] ? Exp2Unit(state.reference[half] - next) : 1.0f;
     state.reference[half] = next;
     state.sum[half] *= factor[half];
@@ -61,13 +62,14 @@ __device__ __forceinline__ void MoveReferences(uint32_t q, uint32_t k, float sca
 #pragma unroll
   for (int j = 0; j < C::kN / 8; ++j) {
     ScoresAgain<C>(q, k, j, limit, c);
+    __syncwarp();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (!moves[half]) continue;
       const float x0 = Exp2Unit(fmaf(c[2 * half], scale_log2, -state.reference[half]));
       const float x1 = Exp2Unit(fmaf(c[2 * half + 1], scale_log2, -state.reference[half]));
-      sum[half] += x0 + x1;
-      p[j / 2][j % 2 * 2 + half] = PackBf16(x0, x1);
+      sum[half] += moves[half] ? x0 + x1 : 0.0f;
+      uint32_t& pair = p[j / 2][j % 2 * 2 + half];
+      pair = moves[half] ? PackBf16(x0, x1) : pair;
     }
   }
 }

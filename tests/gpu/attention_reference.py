@@ -28,6 +28,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="*", default=[512, 1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--backends", nargs="*", default=["CUDNN_ATTENTION", "FLASH_ATTENTION"])
     args = parser.parse_args()
     attention = torch.nn.functional.scaled_dot_product_attention
     lines = []
@@ -38,7 +39,7 @@ def main():
                 for _ in range(2)
             ]
             flops = 4 * heads * dim * length * (length + 1) / 2
-            for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
+            for backend in [getattr(SDPBackend, b) for b in args.backends]:
                 try:
                     with sdpa_kernel(backend):
                         us = time_us(lambda q, k, v: attention(q, k, v, is_causal=True, enable_gqa=True), sets, args.runs)
