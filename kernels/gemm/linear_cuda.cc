@@ -220,12 +220,10 @@ absl::Status LmHead(const LmHeadParams& params, const LaunchContext& context) {
   Scratch scratch;
   if (absl::Status status = Carve(linear, &scratch); !status.ok()) return status;
   if (absl::Status status = NormFirst(&linear, scratch, context); !status.ok()) return status;
-  if (const auto shape = PlanLmHead(linear);
-      shape.has_value() && (params.argmax != nullptr || params.best != nullptr)) {
+  if (FusesLmHead(linear) && (params.argmax != nullptr || params.best != nullptr)) {
     Best* strips = reinterpret_cast<Best*>(scratch.product);
-    if (absl::Status status = TileBest(linear, *shape, strips, context); !status.ok()) return status;
-    return ArgmaxStrips(strips, linear.m, TileBestSlots(linear.n, *shape), linear.n, params.argmax, params.best,
-                        context);
+    if (absl::Status status = TileBest(linear, strips, context); !status.ok()) return status;
+    return ArgmaxStrips(strips, linear.m, TileBestSlots(linear.n), linear.n, params.argmax, params.best, context);
   }
   return ProductByChunks(linear, scratch, linear.y, context, [&](const __nv_bfloat16* logits, int first, int rows) {
     if (params.argmax == nullptr && params.best == nullptr) return absl::OkStatus();

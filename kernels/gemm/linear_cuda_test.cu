@@ -250,16 +250,15 @@ TEST_F(LinearTest, PartialsAddUp) {
       const Shape shape{m, n, k};
       Problem problem(shape, 10), reference(shape, 10);
       testing::RunReference(problem.ParamsInto(reference));
-      for (TileShape tile : {TileShape::kStream64, TileShape::kStream128}) {
-        for (int splits = 1; splits <= std::min(16, k / 64); ++splits) {
-          DeviceArray<float> partials(size_t(splits) * m * n);
-          partials.FillBytes(0xff);
-          problem.Poison();
-          ASSERT_TRUE(TilePartials(problem.Params(), {tile, splits}, partials.get(), {}).ok()) << Name(shape);
-          SumPartials<<<1024, 256>>>(partials.get(), splits, size_t(m) * n, problem.Params().y);
-          ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << Name(shape);
-          ExpectClose(problem, reference, Name(shape) + " parts " + std::to_string(splits), LinearMode::kFast);
-        }
+      for (int splits = 1; splits <= std::min(16, k / 64); ++splits) {
+        DeviceArray<float> partials(size_t(splits) * m * n);
+        partials.FillBytes(0xff);
+        problem.Poison();
+        const TilePlan plan{TileShape::kStream64, splits};
+        ASSERT_TRUE(TilePartials(problem.Params(), plan, partials.get(), {}).ok()) << Name(shape);
+        SumPartials<<<1024, 256>>>(partials.get(), splits, size_t(m) * n, problem.Params().y);
+        ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << Name(shape);
+        ExpectClose(problem, reference, Name(shape) + " parts " + std::to_string(splits), LinearMode::kFast);
       }
     }
   }

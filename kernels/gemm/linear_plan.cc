@@ -164,10 +164,7 @@ size_t MaxPartialBytes(int max_m, int max_n) {
   return PartialBytes(std::min(max_m, kMaxStreamRows), std::min(max_n, kMaxPartialColumns), kMostParts);
 }
 
-std::optional<TileShape> PlanLmHead(const LinearParams& p) {
-  if (p.mode != LinearMode::kFast || p.m > kMaxStreamRows) return std::nullopt;
-  return TileShape::kStream64;
-}
+bool FusesLmHead(const LinearParams& p) { return p.mode == LinearMode::kFast && p.m <= kMaxStreamRows; }
 
 LinearPlan PlanLinear(const LinearParams& params, const LaunchContext& context, bool norm_follows) {
   LinearPlan plan;

@@ -27,8 +27,8 @@ std::optional<TilePlan> PlanTile(const LinearParams& params, const LaunchContext
 // Room for the parts that kParts leaves: of this call, of any with m <= max_m and n <= max_n.
 size_t PartialBytes(int m, int n, int splits);
 size_t MaxPartialBytes(int max_m, int max_n);
-// The tile that runs the LM head with its choice fused; none: a plain product, then the choice.
-std::optional<TileShape> PlanLmHead(const LinearParams& params);
+// Whether the LM head's choice is fused by TileBest; else it is a kernel after the product.
+bool FusesLmHead(const LinearParams& params);
 const char* PlanName(const LinearParams& params, const LinearPlan& plan);
 
 }  // namespace agentserve::kernels::cuda

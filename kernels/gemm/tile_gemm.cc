@@ -27,7 +27,6 @@ constexpr ShapeInfo kShapes[] = {
     {"tile 64x192 deferred", 64, 192, false, true},
     {"tile 64x128 deferred", 64, 128, false, true},
     {"tile 64x128 stream", 64, 128, false, false, true},
-    {"tile 128x128 stream", 128, 128, false, false, true},
 };
 static_assert(std::size(kShapes) == static_cast<size_t>(TileShape::kCount));
 
@@ -87,7 +86,7 @@ absl::Status TileLinear(const LinearParams& p, const TilePlan& plan, const Launc
   if (absl::Status status = MakeArgs(p, info, plan.splits, &args); !status.ok()) return status;
   if (plan.splits > 1) return LaunchTileSplit(plan, args, args.units_m * args.tiles_n, context);
   const int work = args.units_m * args.tiles_n;
-  if (info.stream) return LaunchTileStream(plan.shape, args, work, context);
+  if (info.stream) return LaunchTileStream(args, work, context);
   const int grid = std::min(work, context.num_sms);
   if (info.deferred) return LaunchTileDeferred(plan.shape, args, grid, context);
   switch (p.epilogue) {
@@ -108,21 +107,20 @@ absl::Status TilePartials(const LinearParams& p, const TilePlan& plan, float* pa
   TileArgs args = {};
   if (absl::Status status = MakeArgs(p, info, plan.splits, &args); !status.ok()) return status;
   args.partials = partials;
-  return LaunchTileStream(plan.shape, args, args.units_m * args.tiles_n, context);
+  return LaunchTileStream(args, args.units_m * args.tiles_n, context);
 }
 
-int TileBestSlots(int n, TileShape shape) { return CeilDiv(n, 128) * (shape == TileShape::kStream64 ? 2 : 1); }
+int TileBestSlots(int n) { return 2 * CeilDiv(n, 128); }
 
-absl::Status TileBest(const LinearParams& p, TileShape shape, Best* best, const LaunchContext& context) {
-  const ShapeInfo& info = InfoOf(shape);
-  if (!info.stream || p.norm_weight != nullptr || p.epilogue != LinearEpilogue::kNone) {
-    return absl::InvalidArgumentError("tile gemm: the best of a row comes from stream shapes without an epilogue");
+absl::Status TileBest(const LinearParams& p, Best* best, const LaunchContext& context) {
+  if (p.norm_weight != nullptr || p.epilogue != LinearEpilogue::kNone) {
+    return absl::InvalidArgumentError("tile gemm: the best of a row is that of a plain product");
   }
   TileArgs args = {};
-  if (absl::Status status = MakeArgs(p, info, 1, &args); !status.ok()) return status;
+  if (absl::Status status = MakeArgs(p, InfoOf(TileShape::kStream64), 1, &args); !status.ok()) return status;
   args.best = best;
-  args.best_slots = TileBestSlots(p.n, shape);
-  return LaunchTileStream(shape, args, args.units_m * args.tiles_n, context);
+  args.best_slots = TileBestSlots(p.n);
+  return LaunchTileStream(args, args.units_m * args.tiles_n, context);
 }
 
 }  // namespace agentserve::kernels::cuda

@@ -36,7 +36,6 @@ struct TileConfig {
   // Places in shared memory: output buffers, barriers.
   static constexpr int kRingAt = kStages * kStageBytes, kBarriersAt = kRingAt + kRingBytes;
   static constexpr int kSharedBytes = 1024 + kBarriersAt + 256;
-  static constexpr int kBlocksPerSm = 1;
   static_assert(kSharedBytes <= 232448);
 };
 

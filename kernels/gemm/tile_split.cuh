@@ -87,9 +87,8 @@ __device__ __forceinline__ void ConsumeSplit(const TileArgs& args, const TileSha
 
 // One tile per cluster; grid = tiles * kSplits.
 template <typename Config, int kSplits>
-__global__ void __launch_bounds__(kTileThreads, Config::kBlocksPerSm)
-    SplitTileKernel(const __grid_constant__ TileArgs args) {
-  static_assert(Config::kSplitK && Config::kRingAt >= 256 * Config::kWarpgroupN / 2 * 4);
+__global__ void __launch_bounds__(kTileThreads, 1) SplitTileKernel(const __grid_constant__ TileArgs args) {
+  static_assert(Config::kSplitK && Config::kRingBytes == Config::kBlockN * 128);
   extern __shared__ uint8_t raw[];
   const TileShared<Config> shared(raw);
   if (threadIdx.x == 0) InitBarriers<Config>(shared);
@@ -98,14 +97,14 @@ __global__ void __launch_bounds__(kTileThreads, Config::kBlocksPerSm)
   const int index = static_cast<int>(blockIdx.x);
   const int warpgroup = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 128, 0);
   if (warpgroup == 0) {
-    if constexpr (Config::kBlocksPerSm == 1) RegistersDecrease<40>();
+    RegistersDecrease<40>();
     if (threadIdx.x == 0) Produce<Config>(args, shared, index, static_cast<int>(gridDim.x), index + 1);
     __syncwarp();
     ClusterSync();
     ClusterArrive();
     ClusterWait();
   } else {
-    if constexpr (Config::kBlocksPerSm == 1) RegistersIncrease<232>();
+    RegistersIncrease<232>();
     ConsumeSplit<Config, kSplits>(args, shared, WorkOf<Config>(args, index), warpgroup - 1);
   }
 }

@@ -3,13 +3,11 @@
 
 namespace agentserve::kernels::cuda {
 
-absl::Status LaunchTileStream(TileShape shape, const TileArgs& args, int tiles, const LaunchContext& context) {
-  if (shape == TileShape::kStream64 && args.partials == nullptr && args.best == nullptr) {
-    return LaunchStream<StreamConfig<64, 5>>(args, tiles, context);
-  }
-  if (shape == TileShape::kStream64) return LaunchStream<StreamConfig<64, 4>>(args, tiles, context);
-  if (shape == TileShape::kStream128) return LaunchStream<StreamConfig<128, 3>>(args, tiles, context);
-  return absl::InternalError("tile gemm: shape not compiled");
+// The LM head has several tiles for each SM, two at once; other calls have one, beside one of the next kernel.
+absl::Status LaunchTileStream(const TileArgs& args, int tiles, const LaunchContext& context) {
+  const bool one_each = args.partials == nullptr && args.best == nullptr;
+  return one_each ? LaunchStream<StreamConfig<64, 5>>(args, tiles, context)
+                  : LaunchStream<StreamConfig<64, 4>>(args, tiles, context);
 }
 
 }  // namespace agentserve::kernels::cuda

@@ -18,11 +18,11 @@ inline constexpr int kStreamThreads = 288;  // two consumer warpgroups and the p
 template <int kBlockM_, int kStages_>
 struct StreamConfig : TileConfig<kBlockM_, 128, kStages_, 0, true> {
   using Base = TileConfig<kBlockM_, 128, kStages_, 0, true>;
-  static constexpr int kRingAt = 256 * Base::kWarpgroupN / 2 * 4;  // beyond the sums that a cluster exchanges
+  static constexpr int kRingAt = 0;
   static constexpr int kBarriersAt = kStages_ * Base::kStageBytes;
   static constexpr int kSharedBytes = 1024 + kBarriersAt + 256;
   static constexpr int kBlocksPerSm = 2;
-  static_assert(kRingAt + Base::kRingBytes <= kBarriersAt);
+  static_assert(Base::kRingBytes <= kBarriersAt);
   // Beside a block of the kernel before or after with four stages.
   static_assert(kSharedBytes + 99584 + 2 * 1024 <= 228 * 1024);
 };
