@@ -29,6 +29,7 @@ struct DecodeAttentionParams {
   const int32_t* splits = nullptr;    // device copy, [rows + 1]
   int max_units = 0;                  // grid size is derived from it
   int cluster = 1;                    // DecodePlanLimits::cluster
+  int heads = 1;                      // DecodePlanLimits::heads
   bool combine_kernel = false;        // DecodePlanLimits::combine_kernel
   // DecodeWorkspaceBytes; its first kWorkspaceZeroBytes (linear_cuda.h) must be zero before the first call ever, and
   // every call leaves them zero.
@@ -36,8 +37,9 @@ struct DecodeAttentionParams {
   size_t workspace_bytes = 0;
 };
 // With context.pdl the plan, the block tables and the KV of all positions but each row's last are read before the wait
-// for the kernel before. So these must have been written before that kernel started: two kernels back or more, or by
-// anything the chain fully depends on (a copy, another graph). q and the newest KV row may come from the kernel before.
+// for the kernel before. So these must have been written before the last kernel that triggers after its own wait
+// (launch.h, rule 3): in a step, before the attention of the layer before; or by anything the chain fully depends on (a
+// copy, another graph). q and the newest KV row may come from the kernel before.
 // Q heads a KV head at most 8. A row's bits depend on its q, its KV and its own units only.
 size_t DecodeWorkspaceBytes(const DecodePlanLimits& limits, int q_heads, int head_dim);
 absl::Status DecodeAttention(const DecodeAttentionParams& params, const LaunchContext& context);

@@ -23,6 +23,10 @@ const char* WhatIsWrong(const DecodeAttentionParams& p) {
   if (p.q_heads / kv_heads > Config64::kMaxGroup) return "more than 8 q heads a KV head";
   if (static_cast<size_t>(p.rows) * kv_heads * sizeof(int) > kWorkspaceZeroBytes) return "too many rows";
   if (p.cluster < 1 || p.cluster > 8 || (p.cluster & (p.cluster - 1)) != 0) return "cluster is not 1, 2, 4 or 8";
+  const int warps = kv.head_dim == 64 ? Config64::kWarps : Config128::kWarps;
+  if (p.heads < 1 || warps % p.heads != 0 || kv_heads % p.heads != 0 || (p.heads > 1 && p.cluster > 1)) {
+    return "heads divides neither the warps of a block nor kv_heads, or there are clusters too";
+  }
   DecodePlanLimits limits;
   limits.max_units = p.max_units;
   if (p.workspace_bytes < DecodeWorkspaceBytes(limits, p.q_heads, static_cast<int>(kv.head_dim))) {

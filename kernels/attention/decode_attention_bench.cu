@@ -148,7 +148,7 @@ class Case {
     Put(tables_, ids);
     const std::vector<int32_t> lengths(static_cast<size_t>(shape.batch), shape.context);
     limits_ = DecodeLimits(shape.batch, shape.context, kSms, shape.fixed_chunk, m.kv_heads, m.head_dim);
-    if (shape.cluster > 0) limits_.cluster = shape.cluster;
+    if (shape.cluster > 0) limits_.cluster = shape.cluster, limits_.heads = 1;
     if (shape.combine_kernel >= 0) limits_.combine_kernel = shape.combine_kernel != 0;
     std::vector<DecodeUnit> units(static_cast<size_t>(limits_.max_units));
     std::vector<int32_t> splits(lengths.size() + 1);
@@ -181,6 +181,7 @@ class Case {
     base_.splits = splits_;
     base_.max_units = limits_.max_units;
     base_.cluster = limits_.cluster;
+    base_.heads = limits_.heads;
     base_.combine_kernel = limits_.combine_kernel;
     base_.workspace = workspace_;
     base_.workspace_bytes = workspace_bytes_;

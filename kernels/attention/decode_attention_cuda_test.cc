@@ -130,6 +130,26 @@ TEST(DecodeAttention, Clusters) {
   }
 }
 
+TEST(DecodeAttention, SeveralHeadsABlock) {
+  for (int heads : {2, 4, 8}) {
+    for (int chunk : {0, 128, 1024}) {
+      for (int combine_kernel : {0, 1}) {
+        DecodeCase c = Llama1b({1, 16, 17, 127, 128, 129, 1023, 1024, 1025, 2500, 0, 33});
+        c.heads = heads;
+        c.fixed_chunk = chunk;
+        c.combine_kernel = combine_kernel;
+        Check(c);
+        c.q_heads = 56;  // groups of 7
+        Check(c);
+        if (heads > 4) continue;  // blocks of 4 warps
+        c.q_heads = 24;
+        c.head_dim = 128;
+        Check(c);
+      }
+    }
+  }
+}
+
 TEST(DecodeAttention, OneLongAmongShort) {
   std::vector<int32_t> lengths(40, 1);
   lengths[17] = 32768;

@@ -106,7 +106,10 @@ DecodeFixture::DecodeFixture(const DecodeCase& c) : case_(c) {
   }
 
   limits_ = DecodeLimits(rows, longest, kSms, c.fixed_chunk, c.kv_heads, c.head_dim);
-  if (c.cluster > 0) limits_.cluster = c.cluster;
+  if (c.cluster > 0 || c.heads > 0) {
+    limits_.cluster = std::max(1, c.cluster);
+    limits_.heads = std::max(1, c.heads);
+  }
   if (c.combine_kernel >= 0) limits_.combine_kernel = c.combine_kernel != 0;
   plan_.resize(limits_.max_units);
   splits_.resize(rows + 1);
@@ -155,6 +158,7 @@ DecodeAttentionParams DecodeFixture::Params() const {
   p.splits = static_cast<const int32_t*>(splits_device_);
   p.max_units = limits_.max_units;
   p.cluster = limits_.cluster;
+  p.heads = limits_.heads;
   p.combine_kernel = limits_.combine_kernel;
   p.workspace = workspace_;
   p.workspace_bytes = workspace_bytes_;

@@ -19,6 +19,7 @@ struct DecodeCase {
   int block_tokens = 16;
   int fixed_chunk = 0;
   int cluster = 0;           // 0: the plan's
+  int heads = 0;             // 0: the plan's; else with one block a cluster
   int combine_kernel = -1;   // -1: the plan's
   int shared_blocks = 0;     // leading blocks that all sequences share
   int layers = 2;            // the last one is attended

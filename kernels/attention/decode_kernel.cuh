@@ -1,7 +1,8 @@
 // The decode attention kernel: one query row a sequence against its paged KV, split over the KV positions.
 //
-// A task is (unit, KV head): the q rows of one head group against the unit's positions. A cluster of 1 to 8 blocks runs
-// one task at a time; all its warps take the unit's 16-position tiles in turn, each with an own ring of shared memory
+// A task is (unit, KV head): the q rows of one head group against the unit's positions; or several heads of a unit, the
+// warps divided among them. A cluster of 1 to 8 blocks runs one task at a time; all its warps (of a head) take the
+// unit's 16-position tiles in turn, each with an own ring of shared memory
 // filled by asynchronous copies (the next task's first ones start before this one's results are merged), so no barrier
 // is needed until then. Per tile a warp computes
 //   S[8][16] = q K^T, online softmax, O[8][head_dim] += P V
@@ -62,10 +63,10 @@ __device__ __forceinline__ void MergeUnit(const DecodeAttentionParams& p, const 
   float2* block_stats = reinterpret_cast<float2*>(shared + C::kStats) + C::kWarps * C::kMaxGroup;
   float2* block_o = reinterpret_cast<float2*>(shared + C::kScratch);
   const int blocks = static_cast<int>(ClusterSize());
-  const int items = group * (C::kHeadDim / 2);
+  const int items = p.heads * group * (C::kHeadDim / 2), warps = C::kWarps / p.heads;
   for (int item = threadIdx.x; item < items; item += C::kThreads) {
     const int row = item / (C::kHeadDim / 2), dim = item % (C::kHeadDim / 2) * 2;
-    const MergedPair m = MergeWarps<C>(shared, stats, row, dim);
+    const MergedPair m = MergeWarps<C>(shared, stats, row / group * warps, warps, row % group, dim);
     if (blocks == 1) {
       StorePair<C>(p, workspace, m, unit_index, unit_row, only, first_head + row, dim);
     } else {
@@ -92,9 +93,10 @@ __global__ void __launch_bounds__(C::kThreads, 2) DecodeAttentionKernel(DecodeAt
   const DecodeWorkspace workspace = CarveDecodeWorkspace(p.workspace, p.max_units, p.q_heads);
   const int kv_heads = static_cast<int>(p.kv.kv_heads);
   const int blocks = static_cast<int>(ClusterSize());
-  const int tasks = p.max_units * kv_heads, stride = static_cast<int>(gridDim.x) / blocks;
+  const int per_unit = kv_heads / p.heads;  // tasks
+  const int tasks = p.max_units * per_unit, stride = static_cast<int>(gridDim.x) / blocks;
   const uint32_t ring = SharedAddress(shared) + threadIdx.x / 32 * C::kRingBytes;
-  const auto load_unit = [&](int i) { return i < tasks ? p.units[i / kv_heads] : DecodeUnit{-1, 0, 0, 0}; };
+  const auto load_unit = [&](int i) { return i < tasks ? p.units[i / per_unit] : DecodeUnit{-1, 0, 0, 0}; };
 
   int task = static_cast<int>(blockIdx.x) / blocks;
   DecodeUnit unit = load_unit(task);
@@ -102,7 +104,7 @@ __global__ void __launch_bounds__(C::kThreads, 2) DecodeAttentionKernel(DecodeAt
   if (unit.row >= 0) {
     const int parts = p.splits[unit.row + 1] - p.splits[unit.row];
     const int newest = unit.split == parts - 1 ? unit.end - 1 : INT_MAX;
-    tiles.Start(p, unit, task % kv_heads);
+    tiles.Start(p, unit, task % per_unit * p.heads);
     tiles.CopyFirst(p, ring, newest);
     PdlWait();
     tiles.CopySkipped(p, ring, newest);
@@ -111,18 +113,19 @@ __global__ void __launch_bounds__(C::kThreads, 2) DecodeAttentionKernel(DecodeAt
   }
   PdlTrigger();
   while (unit.row >= 0) {
-    const int unit_index = task / kv_heads, head = task % kv_heads;
+    const int unit_index = task / per_unit, head = task % per_unit * p.heads;
+    const int my_head = head + static_cast<int>(threadIdx.x / 32) / (C::kWarps / p.heads);
     const int parts = p.splits[unit.row + 1] - p.splits[unit.row];
     task += stride;
     const DecodeUnit next = load_unit(task);
     uint32_t q[C::kHeadDim / 16][2];
-    LoadQ<C>(p.q + (static_cast<int64_t>(unit.row) * p.q_heads + head * group) * C::kHeadDim, group, q);
+    LoadQ<C>(p.q + (static_cast<int64_t>(unit.row) * p.q_heads + my_head * group) * C::kHeadDim, group, q);
     DecodeAccumulator<C::kHeadDim> acc = {};
     acc.max = kNoScore;
     AttendTiles<C>(p, tiles, ring, q, acc);
     StoreWarp<C>(acc, group, shared);
     if (next.row >= 0) {
-      tiles.Start(p, next, task % kv_heads);
+      tiles.Start(p, next, task % per_unit * p.heads);
       tiles.CopyFirst(p, ring, INT_MAX);
     }
     __syncthreads();
@@ -132,7 +135,7 @@ __global__ void __launch_bounds__(C::kThreads, 2) DecodeAttentionKernel(DecodeAt
                                       reinterpret_cast<int*>(shared + C::kFlag));
     if (blocks > 1) ClusterWait();
     if (combine) {
-      CombineSplits<C>(p, workspace, unit_index - unit.split, parts, head * group, group, unit.row,
+      CombineSplits<C>(p, workspace, unit_index - unit.split, parts, head * group, group * p.heads, unit.row,
                        shared + C::kScratch);
     }
     __syncthreads();  // the last stages and the scratch are free
@@ -161,7 +164,8 @@ cudaError_t LaunchDecodeAttention(const DecodeAttentionParams& params, const Lau
                                            cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes);
   if (error != cudaSuccess) return error;
   const int kv_heads = static_cast<int>(params.kv.kv_heads), group = params.q_heads / kv_heads;
-  const int clusters = std::min(params.max_units * kv_heads, std::max(1, context.num_sms * 2 / params.cluster));
+  const int clusters =
+      std::min(params.max_units * kv_heads / params.heads, std::max(1, context.num_sms * 2 / params.cluster));
   error = Launch(context, kernel, dim3(static_cast<unsigned>(clusters * params.cluster)), dim3(C::kThreads),
                  C::kSharedBytes, params.cluster, params, group);
   if (error != cudaSuccess || !params.combine_kernel) return error;

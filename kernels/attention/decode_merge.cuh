@@ -23,18 +23,23 @@ __host__ __device__ __forceinline__ DecodeWorkspace CarveDecodeWorkspace(void* b
   return w;
 }
 
-// Two neighbouring dims of one q row, merged over the warps.
+// Two neighbouring dims of one q row, merged over the `count` warps of its head.
 struct MergedPair {
   float2 o;
   float max, sum;
 };
 template <typename C>
-__device__ __forceinline__ MergedPair MergeWarps(const char* shared, const float2* stats, int row, int dim) {
+__device__ __forceinline__ MergedPair MergeWarps(const char* shared, const float2* stats, int first, int count, int row,
+                                                 int dim) {
   MergedPair m{{0, 0}, kNoScore, 0};
 #pragma unroll
-  for (int w = 0; w < C::kWarps; ++w) m.max = fmaxf(m.max, stats[w * C::kMaxGroup + row].x);
+  for (int i = 0; i < C::kWarps; ++i) {
+    if (i < count) m.max = fmaxf(m.max, stats[(first + i) * C::kMaxGroup + row].x);
+  }
 #pragma unroll
-  for (int w = 0; w < C::kWarps; ++w) {
+  for (int i = 0; i < C::kWarps; ++i) {
+    if (i >= count) continue;
+    const int w = first + i;
     const float2 stat = stats[w * C::kMaxGroup + row];
     const float weight = Exp2(stat.x - m.max);  // 0 for a warp without tiles
     const float* o =

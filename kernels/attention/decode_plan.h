@@ -23,6 +23,9 @@ struct DecodePlanLimits {
   // Thread blocks that share a unit and a KV head: 1, 2, 4 or 8. More for the smallest batches, which then need
   // fewer partial results; 1 with a fixed chunk.
   int cluster = 1;
+  // KV heads that a block takes at once, its warps divided among them: then a batch that would give every block several
+  // short tasks gives it a longer one. 1 with clusters and with a fixed chunk.
+  int heads = 1;
   // Parts of split rows are added up by a second kernel. So with a fixed chunk, where most rows are split.
   bool combine_kernel = false;
 };

@@ -160,8 +160,12 @@ class WarpTiles {
  public:
   static constexpr int kAhead = C::kStages - 1;  // tiles on their way while one is computed
 
-  __device__ __forceinline__ void Start(const DecodeAttentionParams& p, const DecodeUnit& unit, int head) {
-    const int warp = static_cast<int>(ClusterRank()) * C::kWarps + static_cast<int>(threadIdx.x / 32);
+  // `first_head`: of the p.heads heads of the block's task.
+  __device__ __forceinline__ void Start(const DecodeAttentionParams& p, const DecodeUnit& unit, int first_head) {
+    const int share = C::kWarps / p.heads;  // warps of a head
+    const int in_block = static_cast<int>(threadIdx.x / 32), head = first_head + in_block / share;
+    const int warp = static_cast<int>(ClusterRank()) * share + in_block % share;
+    stride_ = static_cast<int>(ClusterSize()) * share * C::kTile;
     table_ = p.block_tables + static_cast<int64_t>(unit.row) * p.table_stride;
     begin_ = unit.begin + warp * C::kTile;
     left_ = unit.end - begin_;
@@ -201,7 +205,7 @@ class WarpTiles {
 
  private:
   // Positions from one tile of a warp to its next.
-  __device__ __forceinline__ static int Stride() { return static_cast<int>(ClusterSize()) * C::kWarps * C::kTile; }
+  __device__ __forceinline__ int Stride() const { return stride_; }
   __device__ __forceinline__ static int64_t VOffset(const DecodeAttentionParams& p) {
     return static_cast<int64_t>(p.kv.v_offset) - static_cast<int64_t>(p.kv.k_offset);
   }
@@ -218,6 +222,7 @@ class WarpTiles {
   const std::byte* k_;  // of the head, in block 0
   int begin_;           // position of the first tile
   int left_;            // positions of the unit from there on
+  int stride_;
   int count_;
   int64_t current_, next_;
 };

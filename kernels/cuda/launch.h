@@ -8,8 +8,11 @@
 // The rules that keep the chain correct:
 //   1. Before `griddepcontrol.wait` a kernel reads only constants: weights, tables, its parameters.
 //   2. EVERY kernel of a chain executes the wait, in every thread that touches other memory, before its first such
-//      access; only after its own wait may it trigger `griddepcontrol.launch_dependents`. So whatever runs after a wait
-//      sees all earlier kernels of the stream complete, not only the last one.
+//      access. So whatever runs after a wait sees all earlier kernels of the stream complete, not only the last one.
+//   3. A kernel may trigger `griddepcontrol.launch_dependents` before its own wait (the small kernels of large batches
+//      do): then the next one may begin while kernels before this one still run. What a kernel reads before its wait
+//      must be older than the last kernel that triggers after its wait; attention does, and cublasLt's kernels trigger
+//      only by ending, so a chain never runs ahead of more than one layer.
 #pragma once
 
 #include <cuda_runtime_api.h>

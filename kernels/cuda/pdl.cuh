@@ -6,7 +6,7 @@ namespace agentserve::kernels::cuda {
 
 // Until all kernels before this one in the stream are complete and their writes visible.
 __device__ __forceinline__ void PdlWait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-// The next kernel may be scheduled once every block has said so (or has ended). Only after PdlWait.
+// The next kernel may be scheduled once every block has said so (or has ended).
 __device__ __forceinline__ void PdlTrigger() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 }  // namespace agentserve::kernels::cuda

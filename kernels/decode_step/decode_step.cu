@@ -23,23 +23,23 @@ bool Is3B(const DecodeStepModel& m) { return m.hidden == 3072 && m.ffn == 8192 &
 
 DecodeStepBuffers BuffersOf(const DecodeStepModel& m, int num_sms) {
   DecodeStepBuffers b = {};
-  const auto row = [&](int values) {
-    const size_t at = b.layer_bytes;
-    b.layer_bytes += Aligned(static_cast<size_t>(values) * 2);
+  const auto take = [&](size_t bytes) {
+    const size_t at = b.bytes;
+    b.bytes += Aligned(bytes);
     return at;
   };
-  b.qkv = row(QkvRows(m));
-  b.attention = row(m.hidden);
-  b.middle = row(m.hidden);
-  b.out = row(m.hidden);
-  b.row_bytes = b.layer_bytes * m.layers.size();
-  b.parts = b.row_bytes * DecodeStep::kMaxRows;
+  const auto rows = [&](int values) {
+    return take(size_t{2} * DecodeStep::kMaxRows * static_cast<size_t>(values) * 2);
+  };
+  b.qkv = rows(QkvRows(m));
+  b.attention = rows(m.hidden);
+  b.middle = rows(m.hidden);
+  b.ffn = rows(m.ffn);
+  b.out = rows(m.hidden);
   b.part_bytes = Aligned(static_cast<size_t>(m.q_heads / m.kv_heads * (m.head_dim + 2)) * 4);
-  b.head_bytes = b.part_bytes * static_cast<size_t>(GroupBlocks(m, num_sms) + DecodeStep::kMaxRows - 1);
-  b.set_bytes = b.parts + b.head_bytes * static_cast<size_t>(m.kv_heads) * m.layers.size();
-  b.ffn = 2 * b.set_bytes;
-  b.best = b.ffn + Aligned(size_t{4} * DecodeStep::kMaxRows * static_cast<size_t>(m.ffn));
-  b.bytes = b.best + Aligned(static_cast<size_t>(DecodeStep::kMaxRows * num_sms) * 8);
+  b.segments = GroupBlocks(m, num_sms) + DecodeStep::kMaxRows - 1;
+  b.parts = take(size_t{2} * static_cast<size_t>(m.kv_heads * b.segments) * b.part_bytes);
+  b.best = take(static_cast<size_t>(DecodeStep::kMaxRows * num_sms) * 8);
   return b;
 }
 
@@ -74,7 +74,7 @@ DecodeStep::~DecodeStep() = default;
 bool DecodeStep::Supports(const DecodeStepModel& m, int num_sms) {
   if (!Is1B(m) && !Is3B(m)) return false;
   if (m.kv_heads < 1 || m.q_heads % m.kv_heads != 0 || m.q_heads / m.kv_heads > 8) return false;
-  if (m.q_heads * m.head_dim != m.hidden || m.kv_heads > num_sms) return false;
+  if (m.q_heads * m.head_dim != m.hidden || m.kv_heads > std::min(num_sms, kStepMaxHeads)) return false;
   if (m.vocab % kStepUnit != 0 || m.layers.empty() || m.layers.size() > kStepMaxLayers) return false;
   if (m.block_tokens == 0 || m.block_tokens % 16 != 0 || m.num_blocks == 0) return false;
   return (m.hidden / kStepUnit + num_sms - 1) / num_sms <= kStepMaxUnits && num_sms * sizeof(uint32_t) <= kStateBytes;
@@ -118,8 +118,7 @@ absl::StatusOr<std::unique_ptr<DecodeStep>> DecodeStep::Create(const DecodeStepM
   a.group_blocks = GroupBlocks(m, num_sms);
   a.norm_eps = m.norm_eps;
   a.scale_log2 = 1.44269504088896340736f / std::sqrt(static_cast<float>(m.head_dim));
-  cudaError_t error = cudaMemsetAsync(workspace, 0, kZeroBytes, stream);
-  if (error == cudaSuccess) error = cudaMemsetAsync(a.buffers, 0xff, 2 * a.at.set_bytes, stream);
+  const cudaError_t error = cudaMemsetAsync(workspace, 0, kZeroBytes, stream);
   if (error != cudaSuccess) return ToStatus(error, "decode step");
   return std::unique_ptr<DecodeStep>(new DecodeStep(std::move(impl)));
 }

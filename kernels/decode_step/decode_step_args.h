@@ -23,22 +23,21 @@ struct DecodeStepLayerArgs {
   DecodeStepLayerWeights weights;
 };
 
-// Exchange buffers, in bytes. Of a set: bf16 rows at row * row_bytes + layer * layer_bytes + one of the four, and
-// attention's parts at parts + (layer * kv_heads + head) * head_bytes + segment * part_bytes: fp32 O [group][head_dim],
-// then (max, sum) [group]. Two sets take turns; words hold kNothing (exchange.cuh) before they are written. Behind the
-// sets: ffn [layer % 2][row], best [row][block].
+// Exchange buffers, in bytes from their beginning: bf16 rows [layer % 2][row][...], and attention's parts [layer %
+// 2][kv_head][segment] of fp32 O [group][head_dim] and (max, sum) [group].
 struct DecodeStepBuffers {
-  size_t row_bytes, layer_bytes;
-  size_t qkv, attention, middle, out;
-  size_t parts, head_bytes, part_bytes, set_bytes;
-  size_t ffn, best, bytes;
+  size_t qkv, attention, middle, ffn, out, parts, best, bytes;
+  size_t part_bytes;
+  int segments;  // of a KV head
 };
 
 enum class StepOp : uint8_t { kQkv, kO, kGateUp, kDown, kHead };
-// Counted are, per layer, the finishing warps that are through with gate-up, whose rows are too many to be awaited word
-// by word; and in the end the blocks that know their best logits.
+// What is counted per layer: blocks' finishing warps that are through with their share.
+enum class StepDone : uint8_t { kQkv, kParts, kAttention, kO, kGateUp, kDown };
+inline constexpr int kStepDones = 6;
+inline constexpr int kStepMaxHeads = 16;          // counters of parts: one per KV head
 inline constexpr size_t kStepCounterBytes = 128;  // a line each
-inline constexpr int kStepCounters = kStepMaxLayers + 1;
+inline constexpr int kStepCounters = kStepMaxLayers * (kStepDones + kStepMaxHeads) + 1;
 
 struct DecodeStepArgs {
   DecodeStepLayerArgs layers[kStepMaxLayers];
@@ -47,7 +46,7 @@ struct DecodeStepArgs {
   DecodeStepBuffers at;
   std::byte* buffers;
   std::byte* counters;  // two sets of kStepCounters that take turns
-  uint32_t* state;      // [blocks] rows of the step before * 2 + the set of this step
+  uint32_t* state;      // [blocks] the set of this step
   const __nv_bfloat16* embedding;
   const __nv_bfloat16* lm_head;
   const __nv_bfloat16* final_norm;

@@ -3,7 +3,7 @@
 //
 // One block per multiprocessor stays for the whole step. A loading warp streams every weight and KV byte of the block
 // through one ring of shared memory, in program order, over all borders between operations: it waits for room only,
-// never for data. Blocks hand each other rows through small buffers in global memory (exchange.cuh). Roundings are
+// never for data. Blocks hand each other rows through small buffers in global memory, with counters. Roundings are
 // those of docs/numerics.md; sums are in a fixed order, so the same inputs give the same bits, and a row's products do
 // not depend on how many rows share the step (its attention is cut by the batch, as elsewhere).
 #pragma once
@@ -59,8 +59,9 @@ struct DecodeStepParams {
   int32_t* tokens = nullptr;        // [rows] lowest index of the largest logit; may be null
   __nv_bfloat16* best = nullptr;    // [rows] that logit; may be null
   __nv_bfloat16* logits = nullptr;  // [rows][vocab]; may be null
-  // Stages of 16 KiB that a block may have on their way. More only make everything else that crosses the chip slower.
-  int in_flight = 4;
+  // Stages of the ring that a block may have on their way, for the bench; 0: 48 KiB. Fewer do not keep the memory busy,
+  // more make everything else that crosses the chip slower.
+  int in_flight = 0;
   // Time of every operation in every block, for the bench: [operation][block] nanoseconds; null: none.
   unsigned long long* trace = nullptr;
 };

@@ -37,19 +37,19 @@ class StepCompute {
     for (int layer = 0; layer < a_.num_layers; ++layer) {
       const DecodeStepLayerWeights& w = a_.layers[layer].weights;
       uint32_t x[kRows][StepMatrix<C, StepOp::kQkv>::kAllLines];
-      LoadNormed(layer - 1, a_.at.out, w.input_norm, x);
+      LoadNormed(layer - 1, a_.at.out, StepDone::kDown, w.input_norm, x);
       Multiply<StepOp::kQkv>(x);
       Attend(layer);
-      LoadAttention(layer, x);
+      LoadPlain<StepOp::kO>(layer, a_.at.attention, StepDone::kAttention, FinishersOf(kRows * a_.q_heads), x);
       Multiply<StepOp::kO>(x);
-      LoadNormed(layer, a_.at.middle, w.post_norm, x);
+      LoadNormed(layer, a_.at.middle, StepDone::kO, w.post_norm, x);
       Multiply<StepOp::kGateUp>(x);
       uint32_t wide[kRows][StepMatrix<C, StepOp::kDown>::kAllLines];
-      LoadFfn(layer, wide);
+      LoadPlain<StepOp::kDown>(layer, a_.at.ffn, StepDone::kGateUp, FinishersOf(C::kFfn / kStepUnit), wide);
       Multiply<StepOp::kDown>(wide);
     }
     uint32_t x[kRows][StepMatrix<C, StepOp::kHead>::kAllLines];
-    LoadNormed(a_.num_layers - 1, a_.at.out, a_.final_norm, x);
+    LoadNormed(a_.num_layers - 1, a_.at.out, StepDone::kDown, a_.final_norm, x);
     Multiply<StepOp::kHead>(x);
   }
 
@@ -71,44 +71,48 @@ class StepCompute {
     ring_.Advance();
   }
 
-  // This lane's words of x in the warp's lines, from rows of the exchange of `layer` (-1: the embedding), normalised.
+  // Until `count` finishing warps are through; layer -1: at once.
+  __device__ __forceinline__ void AwaitRows(int layer, StepDone done, unsigned count) {
+    if (layer < 0) return;
+    if (threadIdx.x == 0) Await(CounterOf(shared_.counters, layer, done), count);
+    StepSync();
+  }
+
+  // This lane's words of x in the warp's lines, from rows of C::kHidden values that `done` made in `layer` (-1: the
+  // embedding), normalised.
   template <int kLines>
-  __device__ __forceinline__ void LoadNormed(int layer, size_t buffer, const __nv_bfloat16* weight,
+  __device__ __forceinline__ void LoadNormed(int layer, size_t buffer, StepDone done, const __nv_bfloat16* weight,
                                              uint32_t (&x)[kRows][kLines]) {
     const int first = warp_ * kLines * 32 + lane_;  // word
     uint32_t w[kLines];
 #pragma unroll
     for (int i = 0; i < kLines; ++i) w[i] = __ldg(reinterpret_cast<const uint32_t*>(weight) + first + 32 * i);
-    const uint32_t* row[kRows];
+    AwaitRows(layer, done, FinishersOf(C::kHidden / kStepUnit));
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const void* from = layer < 0
-                             ? static_cast<const void*>(a_.embedding + static_cast<size_t>(shared_.id[r]) * C::kHidden)
-                             : RowOf(a_, shared_.set, buffer, layer, r);
-      row[r] = static_cast<const uint32_t*>(from) + first;
+      const void* row = layer < 0
+                            ? static_cast<const void*>(a_.embedding + static_cast<size_t>(shared_.id[r]) * C::kHidden)
+                            : RowOf(a_, buffer, C::kHidden, kRows, layer, r);
 #pragma unroll
-      for (int i = 0; i < kLines; ++i) Look(row[r] + 32 * i, x[r][i]);
+      for (int i = 0; i < kLines; ++i) x[r][i] = __ldcg(static_cast<const uint32_t*>(row) + first + 32 * i);
     }
-    float(*squares)[kStepWarps] = shared_.squares[norms_++ % 2];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       float sum = 0;
 #pragma unroll
       for (int i = 0; i < kLines; ++i) {
-        if (layer >= 0) Await(row[r] + 32 * i, x[r][i]);
         sum = fmaf(Bf16Low(x[r][i]), Bf16Low(x[r][i]), sum);
         sum = fmaf(Bf16High(x[r][i]), Bf16High(x[r][i]), sum);
       }
-      __syncwarp();
       sum = LaneSum(sum);
-      if (lane_ == 0) squares[r][warp_] = sum;
+      if (lane_ == 0) shared_.squares[r][warp_] = sum;
     }
     StepSync();
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       float total = 0;
 #pragma unroll
-      for (int i = 0; i < kStepWarps; ++i) total += squares[r][i];
+      for (int i = 0; i < kStepWarps; ++i) total += shared_.squares[r][i];
       const float scale = rsqrtf(total / static_cast<float>(C::kHidden) + a_.norm_eps);
 #pragma unroll
       for (int i = 0; i < kLines; ++i) {
@@ -119,36 +123,14 @@ class StepCompute {
     Tick();
   }
 
-  template <int kLines>
-  __device__ __forceinline__ void LoadAttention(int layer, uint32_t (&x)[kRows][kLines]) {
-    // The finishing warps have read the attention results that lie where partial sums go now.
-    if (segments_ > 0) MbarrierWait(&shared_.merged, (segments_ - 1) & 1);
-    const auto word = [&](int r, int i) {
-      return reinterpret_cast<const uint32_t*>(RowOf(a_, shared_.set, a_.at.attention, layer, r)) +
-             (warp_ * kLines + i) * 32 + lane_;
-    };
+  template <StepOp kOp, int kLines>
+  __device__ __forceinline__ void LoadPlain(int layer, size_t buffer, StepDone done, unsigned count,
+                                            uint32_t (&x)[kRows][kLines]) {
+    using M = StepMatrix<C, kOp>;
+    AwaitRows(layer, done, count);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int i = 0; i < kLines; ++i) Look(word(r, i), x[r][i]);
-    }
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-      for (int i = 0; i < kLines; ++i) Await(word(r, i), x[r][i]);
-    }
-    __syncwarp();
-    Tick();
-  }
-
-  template <int kLines>
-  __device__ __forceinline__ void LoadFfn(int layer, uint32_t (&x)[kRows][kLines]) {
-    using M = StepMatrix<C, StepOp::kDown>;
-    if (threadIdx.x == 0) AwaitCount(CounterOf(shared_.counters, layer), FinishersOf(C::kFfn / kStepUnit));
-    StepSync();
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const uint32_t* row = reinterpret_cast<const uint32_t*>(FfnRow<C>(a_, layer, r));
+      const uint32_t* row = reinterpret_cast<const uint32_t*>(RowOf(a_, buffer, M::kK, kRows, layer, r));
 #pragma unroll
       for (int i = 0; i < kLines; ++i) {
         const int line = i / M::kLines * (M::kPiece / 64) + warp_ * M::kLines + i % M::kLines;
@@ -224,60 +206,39 @@ class StepCompute {
   }
 
   __device__ __forceinline__ const uint32_t* QkvRow(int layer, int row) const {
-    return reinterpret_cast<const uint32_t*>(RowOf(a_, shared_.set, a_.at.qkv, layer, row));
-  }
-
-  // A lane's words of a row's new K (of both halves of a head, if lane < head_dim / 4) and V.
-  struct Newest {
-    uint32_t low, high, v[C::kHeadDim / 64];
-  };
-  __device__ __forceinline__ const uint32_t* NewestK(int layer, int row, int head) const {
-    return QkvRow(layer, row) + (a_.q_heads + head) * (C::kHeadDim / 2) + lane_;
-  }
-  __device__ __forceinline__ void LookAtNewest(int layer, int row, int head, Newest& n) const {
-    const uint32_t *k = NewestK(layer, row, head), *v = k + a_.kv_heads * (C::kHeadDim / 2);
-    if (lane_ < C::kHeadDim / 4) {
-      Look(k, n.low);
-      Look(k + C::kHeadDim / 4, n.high);
-    }
-#pragma unroll
-    for (int i = 0; i < C::kHeadDim / 64; ++i) Look(v + 32 * i, n.v[i]);
-  }
-  __device__ __forceinline__ void AwaitNewest(int layer, int row, int head, Newest& n) const {
-    const uint32_t *k = NewestK(layer, row, head), *v = k + a_.kv_heads * (C::kHeadDim / 2);
-    if (lane_ < C::kHeadDim / 4) {
-      Await(k, n.low);
-      Await(k + C::kHeadDim / 4, n.high);
-      Rotate(row, 2 * lane_, n.low, n.high);
-    }
-#pragma unroll
-    for (int i = 0; i < C::kHeadDim / 64; ++i) Await(v + 32 * i, n.v[i]);
-    __syncwarp();
+    return reinterpret_cast<const uint32_t*>(
+        RowOf(a_, a_.at.qkv, C::kHidden + 2 * a_.kv_heads * C::kHeadDim, kRows, layer, row));
   }
 
   // A fragments of the group's q rows, rotated; see LoadQ of decode_tile.cuh.
   __device__ __forceinline__ void LoadRotatedQ(int layer, int row, int head, int group,
                                                uint32_t (&q)[C::kHeadDim / 16][2]) const {
     const uint32_t* from = QkvRow(layer, row) + (head * group + lane_ / 4) * (C::kHeadDim / 2) + lane_ % 4;
-    const bool valid = lane_ / 4 < group;
 #pragma unroll
-    for (int i = 0; i < C::kHeadDim / 8; ++i) {
-      q[i / 2][i % 2] = 0;
-      if (valid) Look(from + 4 * i, q[i / 2][i % 2]);
-    }
-#pragma unroll
-    for (int i = 0; i < C::kHeadDim / 8; ++i) {
-      if (valid) Await(from + 4 * i, q[i / 2][i % 2]);
-    }
-    __syncwarp();
+    for (int i = 0; i < C::kHeadDim / 8; ++i) q[i / 2][i % 2] = lane_ / 4 < group ? __ldcg(from + 4 * i) : 0;
 #pragma unroll
     for (int i = 0; i < 2 * kPairs; ++i) {
       Rotate(row, 8 * i + 2 * (lane_ % 4), q[i / 2][i % 2], q[i / 2 + kPairs][i % 2]);
     }
   }
 
-  // The row's new position goes into the tile, which came without it, and into the pool; rows after it become zeros.
-  __device__ __forceinline__ void InsertNewest(int layer, int row, int head, const Newest& n, uint32_t tile) const {
+  // A lane's words of a row's new K (of both halves of a head, if lane < head_dim / 4) and V.
+  struct Newest {
+    uint32_t low, high, v[C::kHeadDim / 64];
+  };
+  __device__ __forceinline__ void LoadNewest(int layer, int row, int head, Newest& n) const {
+    const uint32_t* k = QkvRow(layer, row) + (a_.q_heads + head) * (C::kHeadDim / 2) + lane_;
+    if (lane_ < C::kHeadDim / 4) {
+      n.low = __ldcg(k);
+      n.high = __ldcg(k + C::kHeadDim / 4);
+    }
+#pragma unroll
+    for (int i = 0; i < C::kHeadDim / 64; ++i) n.v[i] = __ldcg(k + a_.kv_heads * (C::kHeadDim / 2) + 32 * i);
+  }
+
+  // The row's new position, K rotated, goes into the tile, which came without it, and into the pool; rows after it
+  // become zeros.
+  __device__ __forceinline__ void InsertNewest(int layer, int row, int head, Newest n, uint32_t tile) const {
     const int in_tile = shared_.position[row] % 16, slot = shared_.slot[row];
     const int tokens = static_cast<int>(a_.block_tokens);
     std::byte* to = a_.pool + static_cast<size_t>(max(slot, 0) / tokens) * a_.block_bytes + layer * a_.layer_bytes +
@@ -290,6 +251,7 @@ class StepCompute {
       if (slot >= 0) *reinterpret_cast<uint32_t*>(to + is_v * v_offset + dim * 2) = word;
     };
     if (lane_ < C::kHeadDim / 4) {
+      Rotate(row, 2 * lane_, n.low, n.high);
       put(0, 2 * lane_, n.low);
       put(0, C::kHeadDim / 2 + 2 * lane_, n.high);
     }
@@ -310,20 +272,21 @@ class StepCompute {
   __device__ __forceinline__ void Attend(int layer) {
     const int group = a_.q_heads / a_.kv_heads, head = static_cast<int>(blockIdx.x) / a_.group_blocks;
     constexpr int kStageTiles = kStepStageBytes / (2 * Config::kTileBytes);
+    if (shared_.segment_count > 0) {
+      AwaitRows(layer, StepDone::kQkv, FinishersOf(StepTiles<C, StepOp::kQkv>(a_)));
+    }
+    Tick();
 #pragma unroll 1
     for (int i = 0; i < shared_.segment_count; ++i) {
       const StepSegment s = shared_.segments[i];
       // Of the segment's tiles, the one with the newest position.
       const int tiles = s.end - s.begin, newest = shared_.position[s.row] / 16 - s.begin;
-      const bool inserts = newest < tiles && newest % kStepWarps == warp_;
       DecodeAccumulator<C::kHeadDim> acc = {};
       acc.max = kNoScore;
       uint32_t q[C::kHeadDim / 16][2];
       Newest fresh = {};
-      if (inserts) LookAtNewest(layer, s.row, head, fresh);
+      if (newest < tiles && newest % kStepWarps == warp_) LoadNewest(layer, s.row, head, fresh);
       if (warp_ < tiles) LoadRotatedQ(layer, s.row, head, group, q);
-      if (inserts) AwaitNewest(layer, s.row, head, fresh);
-      if (i == 0) Tick();
 #pragma unroll 1
       for (int at = 0; at < tiles; at += kStageTiles) {
         const uint32_t stage = AwaitStage();
@@ -339,7 +302,6 @@ class StepCompute {
       acc.sum = LaneSum<4>(acc.sum);
       StoreResult(acc, group);
     }
-    if (shared_.segment_count == 0) Tick();
     Tick();
   }
 
@@ -348,11 +310,6 @@ class StepCompute {
     constexpr int kStride = C::kHeadDim + 8;
     MbarrierWait(&shared_.merged, (segments_ & 1) ^ 1);
     ++segments_;
-    // The finishing warps have read the partial sums of QKV, which lie where this goes.
-#pragma unroll
-    for (unsigned turn = done_ - kStepSlots; turn != done_; ++turn) {
-      if (static_cast<int>(turn) >= 0) MbarrierWait(&shared_.sums_empty[turn % kStepSlots], turn / kStepSlots & 1);
-    }
     float* o = reinterpret_cast<float*>(dynamic_ + layout_.scratch) + warp_ * group * kStride;
     float2* stats = reinterpret_cast<float2*>(dynamic_ + layout_.scratch + kStepWarps * group * kStride * 4);
     const int row = lane_ / 4;
@@ -375,7 +332,6 @@ class StepCompute {
   StepRing ring_;
   unsigned done_ = 0;      // tiles
   unsigned segments_ = 0;  // that were attended to
-  unsigned norms_ = 0;
   int event_ = 0;
 };
 

@@ -29,14 +29,14 @@ class StepFinish {
     LoadResidual();
 #pragma unroll 1
     for (int layer = 0; layer < a_.num_layers; ++layer) {
-      Tiles<StepOp::kQkv>(layer);
+      Tiles<StepOp::kQkv>(layer, StepDone::kQkv);
       MergeSegments(layer);
       MergeRows(layer);
-      Tiles<StepOp::kO>(layer);
-      Tiles<StepOp::kGateUp>(layer);
-      Tiles<StepOp::kDown>(layer);
+      Tiles<StepOp::kO>(layer, StepDone::kO);
+      Tiles<StepOp::kGateUp>(layer, StepDone::kGateUp);
+      Tiles<StepOp::kDown>(layer, StepDone::kDown);
     }
-    Tiles<StepOp::kHead>(0);
+    Tiles<StepOp::kHead>(0, StepDone::kQkv);
     Choose();
   }
 
@@ -82,11 +82,11 @@ class StepFinish {
   // Lanes 0, 8, 16 and 24 store two rows each.
   __device__ __forceinline__ void StoreUnit(std::byte* row, int first, float value) const {
     const float other = __shfl_xor_sync(0xffffffffu, value, 4);
-    if (lane_ % 8 == 0) Publish(row + (first + in_unit_) * 2, PackBf16(value, other));
+    if (lane_ % 8 == 0) *reinterpret_cast<uint32_t*>(row + (first + in_unit_) * 2) = PackBf16(value, other);
   }
 
   template <StepOp kOp>
-  __device__ __forceinline__ void Tiles(int layer) {
+  __device__ __forceinline__ void Tiles(int layer, StepDone done) {
     using M = StepMatrix<C, kOp>;
     const StepShare share = ShareOf(StepTiles<C, kOp>(a_));
 #pragma unroll 1
@@ -108,9 +108,9 @@ class StepFinish {
       }
     }
     done_ += share.count;
-    if constexpr (kOp == StepOp::kGateUp) {
-      __syncwarp();
-      if (finisher_ < share.count && lane_ == 0) Arrive(CounterOf(shared_.counters, layer));
+    __syncwarp();
+    if (kOp != StepOp::kHead && finisher_ < share.count && lane_ == 0) {
+      Arrive(CounterOf(shared_.counters, layer, done));
     }
   }
 
@@ -118,18 +118,19 @@ class StepFinish {
   template <StepOp kOp>
   __device__ __forceinline__ void Finish(int layer, int r, int first, int index, float sum, float up) {
     if constexpr (kOp == StepOp::kQkv) {
-      StoreUnit(RowOf(a_, shared_.set, a_.at.qkv, layer, r), first, sum);
+      const int values = C::kHidden + 2 * a_.kv_heads * C::kHeadDim;
+      StoreUnit(RowOf(a_, a_.at.qkv, values, kRows, layer, r), first, sum);
     } else if constexpr (kOp == StepOp::kO || kOp == StepOp::kDown) {
       float& residual = shared_.residual[index][r][in_unit_];
       const float value = RoundBf16(RoundBf16(sum) + residual);
       __syncwarp();
       if (lane_ % 4 == 0) residual = value;
       const size_t buffer = kOp == StepOp::kO ? a_.at.middle : a_.at.out;
-      StoreUnit(RowOf(a_, shared_.set, buffer, layer, r), first, value);
+      StoreUnit(RowOf(a_, buffer, C::kHidden, kRows, layer, r), first, value);
     } else if constexpr (kOp == StepOp::kGateUp) {
       const float gate = RoundBf16(sum);
       const float value = RoundBf16(gate / (1.0f + expf(-gate))) * RoundBf16(up);
-      StoreUnit(FfnRow<C>(a_, layer, r), first, value);
+      StoreUnit(RowOf(a_, a_.at.ffn, C::kFfn, kRows, layer, r), first, value);
     } else {
       best_[r] = BestOp()(best_[r], Best{RoundBf16(sum), first + in_unit_});
       if (a_.step.logits == nullptr) return;
@@ -148,7 +149,7 @@ class StepFinish {
     for (int i = 0; i < shared_.segment_count; ++i) {
       MbarrierWait(&shared_.attended, segments_ & 1);
       ++segments_;
-      std::byte* part = PartOf(a_, shared_.set, layer, head, in_group + shared_.segments[i].row);
+      std::byte* part = PartOf(a_, layer, head, in_group + shared_.segments[i].row);
       for (int item = finisher_ * 32 + lane_; item < group * (C::kHeadDim / 2); item += 32 * kStepFinishers) {
         const int row = item / (C::kHeadDim / 2), dim = item % (C::kHeadDim / 2) * 2;
         float max = kNoScore, sum = 0;
@@ -165,12 +166,14 @@ class StepFinish {
           merged.y += v.y * weight;
           sum += stat.y * weight;
         }
-        Publish(part + (row * C::kHeadDim + dim) * 4, merged);
-        if (dim == 0) Publish(part + group * C::kHeadDim * 4 + row * 8, make_float2(max, sum));
+        *reinterpret_cast<float2*>(part + (row * C::kHeadDim + dim) * 4) = merged;
+        if (dim == 0) *reinterpret_cast<float2*>(part + group * C::kHeadDim * 4 + row * 8) = make_float2(max, sum);
       }
       __syncwarp();
       if (lane_ == 0) MbarrierArrive(&shared_.merged);
     }
+    __syncwarp();
+    if (lane_ == 0) Arrive(CounterOf(shared_.counters, layer, StepDone::kParts, head));
   }
 
   // Some (row, q head) pairs: the parts of all blocks, in the order of positions, become attention's output.
@@ -179,6 +182,8 @@ class StepFinish {
     const int mine = static_cast<int>(blockIdx.x) + finisher_ * grid;
 #pragma unroll 1
     for (int task = mine; task < tasks; task += stride) MergeRow(layer, task / a_.q_heads, task % a_.q_heads);
+    __syncwarp();
+    if (mine < tasks && lane_ == 0) Arrive(CounterOf(shared_.counters, layer, StepDone::kAttention));
   }
 
   __device__ __forceinline__ void MergeRow(int layer, int row, int q_head) {
@@ -186,25 +191,28 @@ class StepFinish {
     constexpr int kAtOnce = 8;
     const int group = a_.q_heads / a_.kv_heads, head = q_head / group, in_group = q_head % group;
     const int first = shared_.first_block[row], parts = shared_.last_block[row] - first + 1;
-    const auto part = [&](int i) { return PartOf(a_, shared_.set, layer, head, first + i + row); };
-    const std::byte* stats = part(min(lane_, parts - 1)) + group * C::kHeadDim * 4 + in_group * 8;
-    float2 stat, v[kAtOnce][kDims / 2], o[kDims / 2] = {};
-    Look(stats, stat);
+    const auto part = [&](int i) { return PartOf(a_, layer, head, first + i + row); };
+    if (lane_ == 0) {
+      Await(CounterOf(shared_.counters, layer, StepDone::kParts, head), kStepFinishers * a_.group_blocks);
+    }
+    __syncwarp();
+    float2 stat = {kNoScore, 0};
+    if (lane_ < parts) {
+      stat = __ldcg(reinterpret_cast<const float2*>(part(lane_) + group * C::kHeadDim * 4 + in_group * 8));
+    }
+    float2 v[kAtOnce][kDims / 2], o[kDims / 2] = {};
     float weight = 0, inverse = 0;
 #pragma unroll 1
     for (int base = 0; base < parts; base += kAtOnce) {
-      const auto from = [&](int i, int j) {
-        return part(min(base + i, parts - 1)) + (in_group * C::kHeadDim + lane_ * kDims) * 4 + 8 * j;
-      };
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
 #pragma unroll
-        for (int j = 0; j < kDims / 2; ++j) Look(from(i, j), v[i][j]);
+        for (int j = 0; j < kDims / 2; ++j) {
+          const std::byte* from = part(min(base + i, parts - 1)) + (in_group * C::kHeadDim + lane_ * kDims) * 4 + 8 * j;
+          v[i][j] = __ldcg(reinterpret_cast<const float2*>(from));
+        }
       }
       if (base == 0) {
-        Await(stats, stat);
-        __syncwarp();
-        if (lane_ >= parts) stat = {kNoScore, 0};
         const float max = LaneMax(stat.x);
         weight = stat.y == 0 ? 0 : Exp2(stat.x - max);
         inverse = 1.0f / LaneSum(stat.y * weight);
@@ -214,17 +222,18 @@ class StepFinish {
         const float w = __shfl_sync(0xffffffffu, weight, min(base + i, 31));
 #pragma unroll
         for (int j = 0; j < kDims / 2; ++j) {
-          Await(from(i, j), v[i][j]);
           if (base + i >= parts) continue;
           o[j].x += v[i][j].x * w;
           o[j].y += v[i][j].y * w;
         }
-        __syncwarp();
       }
     }
-    std::byte* to = RowOf(a_, shared_.set, a_.at.attention, layer, row) + (q_head * C::kHeadDim + lane_ * kDims) * 2;
+    std::byte* to =
+        RowOf(a_, a_.at.attention, C::kHidden, kRows, layer, row) + (q_head * C::kHeadDim + lane_ * kDims) * 2;
 #pragma unroll
-    for (int j = 0; j < kDims / 2; ++j) Publish(to + 4 * j, PackBf16(o[j].x * inverse, o[j].y * inverse));
+    for (int j = 0; j < kDims / 2; ++j) {
+      *reinterpret_cast<uint32_t*>(to + 4 * j) = PackBf16(o[j].x * inverse, o[j].y * inverse);
+    }
   }
 
   // The block's best logits, then those of all blocks: block r decides for row r.
@@ -236,7 +245,7 @@ class StepFinish {
     }
     NamedBarrierSync(2, 32 * kStepFinishers);
     if (finisher_ != 0) return;
-    unsigned* counter = CounterOf(shared_.counters, kStepMaxLayers);
+    unsigned* counter = CounterOf(shared_.counters, kStepMaxLayers, StepDone::kQkv);
     uint2* best = reinterpret_cast<uint2*>(a_.buffers + a_.at.best);
     const int grid = static_cast<int>(gridDim.x), row = static_cast<int>(blockIdx.x);
     if (lane_ < kRows) {
@@ -246,7 +255,7 @@ class StepFinish {
     __syncwarp();
     if (lane_ == 0) {
       Arrive(counter);
-      if (row < kRows) AwaitCount(counter, static_cast<unsigned>(grid));
+      if (row < kRows) Await(counter, static_cast<unsigned>(grid));
     }
     __syncwarp();
     if (row >= kRows) return;

@@ -2,7 +2,7 @@
 //   loader     fills the ring with this block's weights and KV, in program order (step_loader.cuh)
 //   computing  eight warps work through the ring (step_compute.cuh)
 //   finishing  two warps turn sums into rows and hand them to the other blocks (step_finish.cuh)
-//   planning   finds out what the rows of this step are, then clears the exchange buffers of the next
+//   planning   finds out what the rows of this step are, then prepares the counters of the next
 // Every operation depends on rows of all blocks, but only the computing warps wait for them, and the ring goes on
 // filling meanwhile: 192 KiB are 5.5 us of the memory's rate, and the computing warps drain them several times faster.
 #pragma once
@@ -38,18 +38,10 @@ __device__ __forceinline__ void PlanAttention(const DecodeStepArgs& a, StepShare
   shared.segment_count = count;
 }
 
-// This block's share of memory becomes kNothing.
-__device__ __forceinline__ void Clear(std::byte* from, size_t bytes) {
-  const uint4 nothing = make_uint4(kNothing, kNothing, kNothing, kNothing);
-  for (size_t i = (size_t{blockIdx.x} * 32 + threadIdx.x % 32) * 16; i < bytes; i += size_t{gridDim.x} * 512) {
-    *reinterpret_cast<uint4*>(from + i) = nothing;
-  }
-}
-
 template <typename C>
 __device__ __forceinline__ void Plan(const DecodeStepArgs& a, StepShared<C::kRows>& shared) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const uint32_t state = a.state[blockIdx.x], set = state & 1;
+  const uint32_t set = a.state[blockIdx.x];
   if (lane < C::kRows) {
     const int from = a.step.from == nullptr ? -1 : a.step.from[lane];
     shared.id[lane] = from >= 0 ? a.step.sampled[from] : a.step.ids[lane];
@@ -64,24 +56,17 @@ __device__ __forceinline__ void Plan(const DecodeStepArgs& a, StepShared<C::kRow
     shared.sin[row][dim] = a.sin[at];
   }
   if (lane == 0) {
-    shared.set = a.buffers + set * a.at.set_bytes;
     shared.counters = a.counters + set * (kStepCounters * kStepCounterBytes);
     PlanAttention(a, shared);
   }
   __syncwarp();
   if (lane == 0) MbarrierArrive(&shared.planned);
-  // The other set is the next step's. The step before used it and is over.
-  std::byte* counters = a.counters + (set ^ 1) * (kStepCounters * kStepCounterBytes);
-  if (blockIdx.x == 0) {
-    for (int i = lane; i < kStepCounters; i += 32) *CounterOf(counters, i) = 0;
+  // The other set is the next step's; the step before used it and is over.
+  std::byte* next = a.counters + (set ^ 1) * (kStepCounters * kStepCounterBytes);
+  for (int i = static_cast<int>(blockIdx.x) * 32 + lane; i < kStepCounters; i += static_cast<int>(gridDim.x) * 32) {
+    *reinterpret_cast<unsigned*>(next + i * kStepCounterBytes) = 0;
   }
-  const size_t rows = state >> 1;
-  std::byte* next = a.buffers + (set ^ 1) * a.at.set_bytes;
-  if (rows > 0) {
-    Clear(next, rows * a.at.row_bytes);
-    Clear(next + a.at.parts, a.at.set_bytes - a.at.parts);
-  }
-  if (lane == 0) a.state[blockIdx.x] = C::kRows * 2 + (set ^ 1);
+  if (lane == 0) a.state[blockIdx.x] = set ^ 1;
 }
 
 template <int kRows>

@@ -15,7 +15,7 @@ class StepLoader {
         lane_(static_cast<int>(threadIdx.x) % 32),
         ring_{a.stages},
         landed_{a.stages},
-        free_(a.step.in_flight) {}
+        free_(a.step.in_flight > 0 ? a.step.in_flight : StepMatrix<C, StepOp::kQkv>::kInFlight) {}
 
   __device__ __forceinline__ void Run() {
 #pragma unroll 1

@@ -3,7 +3,6 @@
 
 #include "kernels/attention/decode_tile.cuh"
 #include "kernels/decode_step/decode_step_args.h"
-#include "kernels/decode_step/exchange.cuh"
 #include "kernels/tile/mbarrier.cuh"
 #include "kernels/tile/mma.cuh"
 #include "kernels/tile/reduce.cuh"
@@ -32,6 +31,7 @@ struct StepMatrix {
   static constexpr int kFit = kStepStageBytes / (2 * kPiece);  // rows
   static constexpr int kStageRows = kPieces > 1 ? 2 : kFit >= 8 ? 8 : kFit >= 4 ? 4 : 2;
   static constexpr int kStageBytes = kStageRows * kPiece * 2;
+  static constexpr int kInFlight = 48 * 1024 / kStageBytes;
   static constexpr int kUnits = kOp == StepOp::kGateUp ? 2 : 1;
   static constexpr int kStages = kUnits * kStepUnit / kStageRows * kPieces;  // of a tile
   // A warp's part of a piece, in lines of 64 k; and of all of k.
@@ -80,15 +80,14 @@ struct StepShared {
   uint64_t full[kStepMaxStages], empty[kStepMaxStages];
   uint64_t sums_full[kStepSlots], sums_empty[kStepSlots];
   uint64_t attended, merged, planned;
-  float squares[2][kRows][kStepWarps];  // of successive norms
+  float squares[kRows][kStepWarps];
   float residual[kStepMaxUnits][kRows][kStepUnit];
   __nv_bfloat16 cos[kRows][64], sin[kRows][64];
   StepSegment segments[kRows];
   int segment_count;
   int position[kRows], slot[kRows], id[kRows];
   int first_block[kRows], last_block[kRows];  // of a KV head's blocks, those that attend to the row
-  std::byte* set;                             // of exchange buffers, of this step
-  std::byte* counters;                        // the same
+  std::byte* counters;                        // of this step
   Best best[kStepFinishers][kRows];
 };
 
@@ -115,29 +114,26 @@ struct StepRing {
   }
 };
 
-__device__ __forceinline__ std::byte* RowOf(const DecodeStepArgs& a, std::byte* set, size_t buffer, int layer,
+// One row of an exchange buffer of `values` bf16.
+__device__ __forceinline__ std::byte* RowOf(const DecodeStepArgs& a, size_t buffer, int values, int rows, int layer,
                                             int row) {
-  return set + row * a.at.row_bytes + layer * a.at.layer_bytes + buffer;
+  return a.buffers + buffer + static_cast<size_t>((layer % 2 * rows + row) * values) * 2;
 }
-__device__ __forceinline__ std::byte* PartOf(const DecodeStepArgs& a, std::byte* set, int layer, int head,
-                                             int segment) {
-  return set + a.at.parts + static_cast<size_t>(layer * a.kv_heads + head) * a.at.head_bytes +
-         segment * a.at.part_bytes;
-}
-template <typename C>
-__device__ __forceinline__ std::byte* FfnRow(const DecodeStepArgs& a, int layer, int row) {
-  return a.buffers + a.at.ffn + static_cast<size_t>((layer % 2 * C::kRows + row) * C::kFfn) * 2;
+__device__ __forceinline__ std::byte* PartOf(const DecodeStepArgs& a, int layer, int head, int segment) {
+  return a.buffers + a.at.parts +
+         static_cast<size_t>((layer % 2 * a.kv_heads + head) * a.at.segments + segment) * a.at.part_bytes;
 }
 
-__device__ __forceinline__ unsigned* CounterOf(std::byte* counters, int layer) {
-  return reinterpret_cast<unsigned*>(counters + layer * kStepCounterBytes);
+__device__ __forceinline__ unsigned* CounterOf(std::byte* counters, int layer, StepDone done, int head = 0) {
+  const int index = done == StepDone::kParts ? kStepDones + head : static_cast<int>(done);
+  return reinterpret_cast<unsigned*>(counters + (layer * (kStepDones + kStepMaxHeads) + index) * kStepCounterBytes);
 }
 // One thread: what the warp stored before the __syncwarp before this is seen by those that await the count.
 __device__ __forceinline__ void Arrive(unsigned* counter) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 // One thread; a barrier then shows it to others. Traps after seconds: an error the host sees, not a GPU that hangs.
-__device__ __forceinline__ void AwaitCount(const unsigned* counter, unsigned count) {
+__device__ __forceinline__ void Await(const unsigned* counter, unsigned count) {
   const long long start = clock64();
   unsigned now;
   while (true) {

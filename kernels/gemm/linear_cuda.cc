@@ -16,6 +16,8 @@ constexpr size_t kAlignment = 256;
 // Products that wait for a separate epilogue: larger calls run in chunks of rows.
 constexpr size_t kMaxProductBytes = size_t{256} << 20;
 
+constexpr int kMaxDecodeRows = 512;  // beyond, the epilogues of tiles win
+
 size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 size_t Bytes(int rows, int columns) { return static_cast<size_t>(rows) * static_cast<size_t>(columns) * 2; }
 
@@ -128,7 +130,8 @@ absl::Status LibraryLinear(LinearParams params, const LaunchContext& context) {
 
 size_t LinearWorkspaceBytes(int max_m, int max_n, int max_k) {
   const size_t product = std::min(Bytes(max_m, max_n), std::max(kMaxProductBytes, Bytes(1, max_n)));
-  const size_t mine = kWorkspaceZeroBytes + NormedBytes(max_k) + kCublasLtWorkspaceBytes + Aligned(product);
+  const size_t mine = kWorkspaceZeroBytes + NormedBytes(max_k) + kCublasLtWorkspaceBytes +
+                      Aligned(std::max(product, MaxPartialBytes(max_m, max_n)));
   return std::max(mine, SkinnyWorkspaceBytes(max_m, max_n, max_k));
 }
 
@@ -148,10 +151,61 @@ absl::Status Linear(const LinearParams& params, const LaunchContext& context) {
       }
       return TileLinear(normed, plan.tile, context);
     }
+    case LinearFamily::kParts:
+      return absl::InternalError("parts without a norm that adds them up");
     case LinearFamily::kLibrary:
       return LibraryLinear(params, context);
   }
   return absl::InternalError("unknown family");
+}
+
+namespace {
+
+// The product into scratch, for a norm that adds it to the residual: whole by cublasLt, or in parts.
+absl::Status ProductForNorm(const LinearParams& p, const LinearPlan& plan, const LaunchContext& context,
+                            RmsNormParams* norm) {
+  Scratch scratch;
+  if (absl::Status status = Carve(p, &scratch); !status.ok()) return status;
+  norm->x = p.residual;
+  norm->sum = p.y;
+  const bool parts = plan.family == LinearFamily::kParts;
+  const size_t bytes = parts ? PartialBytes(p.m, p.n, plan.tile.splits) : Bytes(p.m, p.n);
+  if (bytes > scratch.product_bytes) return absl::InvalidArgumentError("Linear: workspace smaller than needed");
+  if (parts) {
+    float* partials = reinterpret_cast<float*>(scratch.product);
+    norm->partials = partials;
+    norm->splits = plan.tile.splits;
+    return TilePartials(p, plan.tile, partials, context);
+  }
+  norm->delta = scratch.product;
+  LinearParams product = p;
+  product.epilogue = LinearEpilogue::kNone;
+  product.y = scratch.product;
+  return LibraryLinear(product, context);
+}
+
+}  // namespace
+
+absl::Status LinearResidualNorm(const ResidualNormParams& params, const LaunchContext& context) {
+  const LinearParams& p = params.linear;
+  if (p.m == 0) return absl::OkStatus();
+  if (absl::Status status = Validate(p); !status.ok()) return status;
+  if (p.epilogue != LinearEpilogue::kResidual || p.norm_weight != nullptr) {
+    return absl::InvalidArgumentError("LinearResidualNorm: epilogue is not kResidual, or there is a norm before");
+  }
+  RmsNormParams norm;
+  norm.x = p.y;
+  norm.weight = params.norm_weight;
+  norm.y = params.normed;
+  norm.rows = p.m;
+  norm.n = p.n;
+  norm.eps = params.norm_eps;
+  norm.invariant = p.mode == LinearMode::kInvariant;
+  const LinearPlan plan = PlanLinear(p, context, true);
+  const bool in_norm =
+      plan.family == LinearFamily::kParts || (plan.family == LinearFamily::kLibrary && p.m <= kMaxDecodeRows);
+  const absl::Status status = in_norm ? ProductForNorm(p, plan, context, &norm) : Linear(p, context);
+  return status.ok() ? RmsNorm(norm, context) : status;
 }
 
 const char* LinearPlanName(const LinearParams& params, const LaunchContext& context) {
@@ -166,6 +220,13 @@ absl::Status LmHead(const LmHeadParams& params, const LaunchContext& context) {
   Scratch scratch;
   if (absl::Status status = Carve(linear, &scratch); !status.ok()) return status;
   if (absl::Status status = NormFirst(&linear, scratch, context); !status.ok()) return status;
+  if (const auto shape = PlanLmHead(linear);
+      shape.has_value() && (params.argmax != nullptr || params.best != nullptr)) {
+    Best* strips = reinterpret_cast<Best*>(scratch.product);
+    if (absl::Status status = TileBest(linear, *shape, strips, context); !status.ok()) return status;
+    return ArgmaxStrips(strips, linear.m, TileBestSlots(linear.n, *shape), linear.n, params.argmax, params.best,
+                        context);
+  }
   return ProductByChunks(linear, scratch, linear.y, context, [&](const __nv_bfloat16* logits, int first, int rows) {
     if (params.argmax == nullptr && params.best == nullptr) return absl::OkStatus();
     return ArgmaxRows(logits, rows, linear.n, params.argmax == nullptr ? nullptr : params.argmax + first,

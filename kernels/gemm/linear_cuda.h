@@ -69,6 +69,16 @@ absl::Status Linear(const LinearParams& params, const LaunchContext& context);
 // Name of the kernel that Linear would run, e.g. "skinny m8 split4", "tile 128x256", "cublasLt + swiglu".
 const char* LinearPlanName(const LinearParams& params, const LaunchContext& context);
 
+// What ends attention and the MLP: y = bf16(x w^T + residual) as Linear does it, then normed = RMSNorm(y), the input of
+// the products that follow. Saves a pass over the rows where the product's epilogue would be a kernel of its own.
+struct ResidualNormParams {
+  LinearParams linear;                         // epilogue kResidual, norm_weight null
+  const __nv_bfloat16* norm_weight = nullptr;  // [n]
+  float norm_eps = 0;
+  __nv_bfloat16* normed = nullptr;  // [m][n]
+};
+absl::Status LinearResidualNorm(const ResidualNormParams& params, const LaunchContext& context);
+
 // LM head with greedy choice: token[i] = lowest index of the largest bf16-rounded logit of row i. `logits` [m][n] may
 // be null (then they are not stored). Fuses RMSNorm like Linear if norm_weight is set.
 struct LmHeadParams {

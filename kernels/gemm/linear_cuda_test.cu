@@ -8,6 +8,7 @@
 #include "kernels/gemm/linear_cuda.h"
 #include "kernels/gemm/linear_test_util.cuh"
 #include "kernels/gemm/tile_gemm.h"
+#include "kernels/rmsnorm/rmsnorm_cuda.h"
 
 namespace agentserve::kernels::cuda {
 namespace {
@@ -49,6 +50,14 @@ std::vector<Shape> Shapes(int m) {
     }
   }
   return shapes;
+}
+
+__global__ void SumPartials(const float* partials, int splits, size_t count, __nv_bfloat16* y) {
+  for (size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += size_t{gridDim.x} * blockDim.x) {
+    float sum = 0;
+    for (int s = 0; s < splits; ++s) sum += partials[s * count + i];
+    y[i] = __float2bfloat16_rn(sum);
+  }
 }
 
 class LinearTest : public ::testing::Test {
@@ -185,6 +194,72 @@ TEST_F(LinearTest, SameBitsEveryRun) {
         if (run % 10 != 9) continue;
         EXPECT_EQ(Compare(again.y(), first.y()).different_bits, 0u) << Name(shape) << " run " << run;
         EXPECT_EQ(Compare(again.pool(), first.pool()).different_bits, 0u) << Name(shape) << " run " << run;
+      }
+    }
+  }
+}
+
+// Output and normed output, in place as the forward pass has it, at every way of running the pair; the same bits again.
+TEST_F(LinearTest, ResidualNormMatchesReference) {
+  for (int m : {1, 16, 17, 33, 64, 65, 100, 128, 129, 256, 300, 600}) {
+    for (const auto& [n, k] :
+         {std::pair{2048, 2048}, {3072, 3072}, {2048, 8192}, {3072, 8192}, {1088, 320}, {384, 64}}) {
+      const Shape shape{m, n, k, LinearEpilogue::kResidual};
+      Problem problem(shape, 8), reference(shape, 8);
+      testing::RunReference(problem.ParamsInto(reference));
+      DeviceBf16 weight(n), normed(size_t(m) * n), again(size_t(m) * n), want(size_t(m) * n);
+      testing::FillRandom(weight, 9, 1.0f);
+      for (LinearMode mode : {LinearMode::kFast, LinearMode::kInvariant}) {
+        DeviceBf16* out = &normed;
+        for (int run = 0; run < 3; ++run, out = &again) {
+          problem.Poison();
+          out->FillBytes(0xff);
+          ResidualNormParams p;
+          p.linear = WithWorkspace(problem.Params());
+          p.linear.mode = mode;
+          Must(cudaMemcpy(p.linear.y, p.linear.residual, size_t(m) * n * 2, cudaMemcpyDeviceToDevice));
+          p.linear.residual = p.linear.y;
+          p.norm_weight = weight.get();
+          p.norm_eps = 1e-5f;
+          p.normed = out->get();
+          ASSERT_TRUE(LinearResidualNorm(p, {}).ok()) << Name(shape);
+          ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << Name(shape);
+        }
+        ExpectClose(problem, reference, Name(shape), mode);
+        EXPECT_EQ(Compare(normed, again).different_bits, 0u) << Name(shape);
+        RmsNormParams norm;
+        norm.x = problem.Params().y;
+        norm.weight = weight.get();
+        norm.y = want.get();
+        norm.rows = m;
+        norm.n = n;
+        norm.eps = 1e-5f;
+        ASSERT_TRUE(RmsNorm(norm, {}).ok());
+        const Difference difference = Compare(normed, want);
+        EXPECT_TRUE(difference.Relative() <= 3e-4 && difference.wrong == 0)
+            << Name(shape) << " normed " << difference.Relative() << " wrong " << difference.wrong;
+      }
+    }
+  }
+}
+
+// Every number of parts of k.
+TEST_F(LinearTest, PartialsAddUp) {
+  for (int m : {1, 64, 100, 200}) {
+    for (const auto& [n, k] : {std::pair{2048, 2048}, {3072, 8192}, {272, 4160}, {16, 64}}) {
+      const Shape shape{m, n, k};
+      Problem problem(shape, 10), reference(shape, 10);
+      testing::RunReference(problem.ParamsInto(reference));
+      for (TileShape tile : {TileShape::kStream64, TileShape::kStream128}) {
+        for (int splits = 1; splits <= std::min(16, k / 64); ++splits) {
+          DeviceArray<float> partials(size_t(splits) * m * n);
+          partials.FillBytes(0xff);
+          problem.Poison();
+          ASSERT_TRUE(TilePartials(problem.Params(), {tile, splits}, partials.get(), {}).ok()) << Name(shape);
+          SumPartials<<<1024, 256>>>(partials.get(), splits, size_t(m) * n, problem.Params().y);
+          ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess) << Name(shape);
+          ExpectClose(problem, reference, Name(shape) + " parts " + std::to_string(splits), LinearMode::kFast);
+        }
       }
     }
   }

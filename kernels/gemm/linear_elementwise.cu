@@ -1,14 +1,12 @@
 #include "kernels/cuda/pdl.cuh"
 #include "kernels/gemm/epilogue.cuh"
 #include "kernels/gemm/linear_elementwise.h"
+#include "kernels/tile/reduce.cuh"
 
 namespace agentserve::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-__device__ __forceinline__ uint4 Load16(const __nv_bfloat16* from) { return *reinterpret_cast<const uint4*>(from); }
-__device__ __forceinline__ void Store16(__nv_bfloat16* to, uint4 value) { *reinterpret_cast<uint4*>(to) = value; }
 
 // Applies f to the eight pairs of bf16 values in two vectors.
 template <typename F>
@@ -27,8 +25,8 @@ __device__ __forceinline__ uint4 Combine(uint4 a, uint4 b, F f) {
 
 __global__ void ResidualKernel(const __nv_bfloat16* product, const __nv_bfloat16* residual, __nv_bfloat16* y,
                                size_t vectors) {
-  PdlWait();
   PdlTrigger();
+  PdlWait();
   const size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= vectors) return;
   Store16(y + i * 8,
@@ -37,8 +35,8 @@ __global__ void ResidualKernel(const __nv_bfloat16* product, const __nv_bfloat16
 
 // One vector of 8 features per thread: gate at 16 j, up at 16 j + 8.
 __global__ void SwigluKernel(const __nv_bfloat16* product, __nv_bfloat16* y, size_t vectors) {
-  PdlWait();
   PdlTrigger();
+  PdlWait();
   const size_t i = size_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= vectors) return;
   Store16(y + i * 8, Combine(Load16(product + i * 16), Load16(product + i * 16 + 8),
@@ -47,8 +45,8 @@ __global__ void SwigluKernel(const __nv_bfloat16* product, __nv_bfloat16* y, siz
 
 // One block per row: q and k heads are rotated 8 pairs at a time, v is copied.
 __global__ void QkvKernel(const __nv_bfloat16* product, QkvOutput qkv, __nv_bfloat16* y, int n) {
-  PdlWait();
   PdlTrigger();
+  PdlWait();
   const int row = blockIdx.x, dim = qkv.kv.head_dim, half = dim / 2, kv_heads = qkv.kv.kv_heads;
   const int slot = qkv.slots[row];
   const size_t position = qkv.positions[row];
@@ -81,25 +79,28 @@ __global__ void QkvKernel(const __nv_bfloat16* product, QkvOutput qkv, __nv_bflo
   }
 }
 
-struct Candidate {
-  float value;
-  int index;
-};
-__device__ __forceinline__ Candidate Better(Candidate a, Candidate b) {
-  return b.value > a.value || (b.value == a.value && b.index < a.index) ? b : a;
-}
-
 constexpr int kArgmaxThreads = 1024;
 constexpr int kArgmaxLoads = 4;  // in flight per thread
+
+// The best of a block's threads is its row's choice.
+__device__ __forceinline__ void Choose(Best mine, int n, Best* partial, int32_t* token, __nv_bfloat16* best) {
+  mine = LaneBest(mine);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = mine;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (unsigned i = 0; i < blockDim.x / 32; ++i) mine = BestOp()(mine, partial[i]);
+  if (token != nullptr) token[blockIdx.x] = mine.index < n ? mine.index : 0;
+  if (best != nullptr) best[blockIdx.x] = __float2bfloat16_rn(mine.value);
+}
 
 // One block per row.
 __global__ void __launch_bounds__(kArgmaxThreads)
     ArgmaxKernel(const __nv_bfloat16* logits, int n, int32_t* token, __nv_bfloat16* best) {
-  PdlWait();
   PdlTrigger();
-  __shared__ Candidate partial[kArgmaxThreads / 32];
+  PdlWait();
+  __shared__ Best partial[kArgmaxThreads / 32];
   const __nv_bfloat16* row = logits + size_t{blockIdx.x} * n;
-  Candidate mine{-INFINITY, 0x7fffffff};
+  Best mine{-INFINITY, 0x7fffffff};
   constexpr int kStep = kArgmaxThreads * 8;
   for (int first = static_cast<int>(threadIdx.x) * 8; first < n; first += kStep * kArgmaxLoads) {
     uint4 eight[kArgmaxLoads];
@@ -111,20 +112,25 @@ __global__ void __launch_bounds__(kArgmaxThreads)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const float2 pair = UnpackBf16((&eight[u].x)[e]);
-        mine = Better(mine, {pair.x, at + 2 * e});
-        mine = Better(mine, {pair.y, at + 2 * e + 1});
+        mine = BestOp()(mine, {pair.x, at + 2 * e});
+        mine = BestOp()(mine, {pair.y, at + 2 * e + 1});
       }
     }
   }
-  for (int step = 16; step > 0; step /= 2) {
-    mine = Better(mine, {__shfl_xor_sync(0xffffffff, mine.value, step), __shfl_xor_sync(0xffffffff, mine.index, step)});
+  Choose(mine, n, partial, token, best);
+}
+
+// The same over strips whose best is known.
+__global__ void __launch_bounds__(kArgmaxThreads)
+    ArgmaxStripsKernel(const Best* strips, int slots, int n, int32_t* token, __nv_bfloat16* best) {
+  PdlTrigger();
+  PdlWait();
+  __shared__ Best partial[kArgmaxThreads / 32];
+  Best mine{-INFINITY, 0x7fffffff};
+  for (int i = static_cast<int>(threadIdx.x); i < slots; i += static_cast<int>(blockDim.x)) {
+    mine = BestOp()(mine, strips[size_t{blockIdx.x} * slots + i]);
   }
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = mine;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (const Candidate& other : partial) mine = Better(mine, other);
-  if (token != nullptr) token[blockIdx.x] = mine.index < n ? mine.index : 0;
-  if (best != nullptr) best[blockIdx.x] = __float2bfloat16_rn(mine.value);
+  Choose(mine, n, partial, token, best);
 }
 
 dim3 Blocks(size_t vectors) { return dim3(static_cast<unsigned>((vectors + kThreads - 1) / kThreads)); }
@@ -166,6 +172,13 @@ absl::Status ArgmaxRows(const __nv_bfloat16* logits, int rows, int n, int32_t* t
                         const LaunchContext& context) {
   return ToStatus(Launch(context, ArgmaxKernel, dim3(static_cast<unsigned>(rows)), dim3(kArgmaxThreads), 0, 1, logits,
                          n, token, best),
+                  "argmax");
+}
+
+absl::Status ArgmaxStrips(const Best* strips, int rows, int slots, int n, int32_t* token, __nv_bfloat16* best,
+                          const LaunchContext& context) {
+  return ToStatus(Launch(context, ArgmaxStripsKernel, dim3(static_cast<unsigned>(rows)), dim3(kArgmaxThreads), 0, 1,
+                         strips, slots, n, token, best),
                   "argmax");
 }
 

@@ -8,6 +8,8 @@
 
 namespace agentserve::kernels::cuda {
 
+struct Best;
+
 // Linear by cublasLt and these kernels, whatever the shape.
 absl::Status LibraryLinear(LinearParams params, const LaunchContext& context);
 // Applies params.epilogue (kResidual, kSwiglu or kQkv) to rows first_row .. first_row + rows - 1 of the call.
@@ -16,5 +18,8 @@ absl::Status ApplyEpilogue(const LinearParams& params, const __nv_bfloat16* prod
 // token[i] = lowest index of the largest of `logits` [rows][n]; either output may be null.
 absl::Status ArgmaxRows(const __nv_bfloat16* logits, int rows, int n, int32_t* token, __nv_bfloat16* best,
                         const LaunchContext& context);
+// The same from the best of each of `slots` strips of columns, [rows][slots]; n columns in all.
+absl::Status ArgmaxStrips(const Best* strips, int rows, int slots, int n, int32_t* token, __nv_bfloat16* best,
+                          const LaunchContext& context);
 
 }  // namespace agentserve::kernels::cuda

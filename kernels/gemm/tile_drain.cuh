@@ -84,51 +84,73 @@ __device__ __forceinline__ __nv_bfloat16* HeadRow(const TileArgs& args, int row,
                          : KvRow(qkv.kv, slot, qkv.kv.v_offset, head - kv_heads);
 }
 
-// An item is eight pairs (c, c + d / 2) of one head and row.
+// What kBatch items of the kQkv epilogue of a thread (kThreads apart) need beside the product. An item is eight pairs
+// (c, c + d / 2) of one head and row.
+template <int kBatch>
+struct QkvAngles {
+  int slot[kBatch];
+  uint4 cos[kBatch], sin[kBatch];
+};
+
+// `rows` > 0.
+template <int kN, int kThreads, int kBatch>
+__device__ __forceinline__ QkvAngles<kBatch> LoadAngles(const TileArgs& args, int row0, int rows, int first) {
+  constexpr int kItems = kN / 16;
+  const QkvOutput& qkv = args.qkv;
+  const int dim = static_cast<int>(qkv.kv.head_dim), half_vectors = dim / 16, total = rows * kItems;
+  QkvAngles<kBatch> angles;
+  int position[kBatch];
+#pragma unroll
+  for (int u = 0; u < kBatch; ++u) {
+    const int row = row0 + min(first + u * kThreads, total - 1) / kItems;
+    position[u] = qkv.positions[row];
+    angles.slot[u] = qkv.slots[row];
+  }
+#pragma unroll
+  for (int u = 0; u < kBatch; ++u) {
+    const size_t at = static_cast<size_t>(position[u]) * (dim / 2) + (first + u * kThreads) % half_vectors * 8;
+    angles.cos[u] = *reinterpret_cast<const uint4*>(qkv.cos + at);
+    angles.sin[u] = *reinterpret_cast<const uint4*>(qkv.sin + at);
+  }
+  return angles;
+}
+
+template <int kN, int kThreads, int kBatch>
+__device__ __forceinline__ void DrainQkvItems(const TileArgs& args, const uint8_t* half, int row0, int column0,
+                                              int rows, int first, const QkvAngles<kBatch>& angles) {
+  constexpr int kItems = kN / 16;
+  const QkvOutput& qkv = args.qkv;
+  const int dim = static_cast<int>(qkv.kv.head_dim), half_vectors = dim / 16, total = rows * kItems;
+  const int rotated = qkv.q_heads + static_cast<int>(qkv.kv.kv_heads), head0 = column0 / dim;
+#pragma unroll
+  for (int u = 0; u < kBatch; ++u) {
+    const int item = first + u * kThreads, row = item / kItems, in_row = item % kItems;
+    const int h = in_row / half_vectors, c = in_row % half_vectors;
+    __nv_bfloat16* to = item < total ? HeadRow(args, row0 + row, angles.slot[u], head0 + h) : nullptr;
+    if (to == nullptr) continue;
+    uint4 low = StagedVector(half, row, h * 2 * half_vectors + c);
+    uint4 high = StagedVector(half, row, (h * 2 + 1) * half_vectors + c);
+    if (head0 + h < rotated) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float2 l = UnpackBf16((&low.x)[e]), g = UnpackBf16((&high.x)[e]);
+        const float2 co = UnpackBf16((&angles.cos[u].x)[e]), si = UnpackBf16((&angles.sin[u].x)[e]);
+        const float2 a = Rotate(l.x, g.x, co.x, si.x), b = Rotate(l.y, g.y, co.y, si.y);
+        (&low.x)[e] = PackBf16(a.x, b.x);
+        (&high.x)[e] = PackBf16(a.y, b.y);
+      }
+    }
+    *reinterpret_cast<uint4*>(to + c * 8) = low;
+    *reinterpret_cast<uint4*>(to + dim / 2 + c * 8) = high;
+  }
+}
+
 template <int kN, int kThreads>
 __device__ __forceinline__ void DrainQkv(const TileArgs& args, const uint8_t* half, int row0, int column0, int rows,
                                          int thread) {
-  constexpr int kItems = kN / 16;
-  const QkvOutput& qkv = args.qkv;
-  const int dim = static_cast<int>(qkv.kv.head_dim), half_vectors = dim / 16;
-  const int rotated = qkv.q_heads + static_cast<int>(qkv.kv.kv_heads), head0 = column0 / dim;
-  const int total = rows * kItems;
-  for (int first = thread; first < total; first += kThreads * kDrainBatch) {
-    int position[kDrainBatch], slot[kDrainBatch];
-    uint4 cos[kDrainBatch], sin[kDrainBatch];
-#pragma unroll
-    for (int u = 0; u < kDrainBatch; ++u) {
-      const int row = row0 + min(first + u * kThreads, total - 1) / kItems;
-      position[u] = qkv.positions[row];
-      slot[u] = qkv.slots[row];
-    }
-#pragma unroll
-    for (int u = 0; u < kDrainBatch; ++u) {
-      const size_t angle = static_cast<size_t>(position[u]) * (dim / 2) + (first + u * kThreads) % half_vectors * 8;
-      cos[u] = *reinterpret_cast<const uint4*>(qkv.cos + angle);
-      sin[u] = *reinterpret_cast<const uint4*>(qkv.sin + angle);
-    }
-#pragma unroll
-    for (int u = 0; u < kDrainBatch; ++u) {
-      const int item = first + u * kThreads, row = item / kItems, in_row = item % kItems;
-      const int h = in_row / half_vectors, c = in_row % half_vectors;
-      __nv_bfloat16* to = item < total ? HeadRow(args, row0 + row, slot[u], head0 + h) : nullptr;
-      if (to == nullptr) continue;
-      uint4 low = StagedVector(half, row, h * 2 * half_vectors + c);
-      uint4 high = StagedVector(half, row, (h * 2 + 1) * half_vectors + c);
-      if (head0 + h < rotated) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float2 l = UnpackBf16((&low.x)[e]), g = UnpackBf16((&high.x)[e]);
-          const float2 co = UnpackBf16((&cos[u].x)[e]), si = UnpackBf16((&sin[u].x)[e]);
-          const float2 a = Rotate(l.x, g.x, co.x, si.x), b = Rotate(l.y, g.y, co.y, si.y);
-          (&low.x)[e] = PackBf16(a.x, b.x);
-          (&high.x)[e] = PackBf16(a.y, b.y);
-        }
-      }
-      *reinterpret_cast<uint4*>(to + c * 8) = low;
-      *reinterpret_cast<uint4*>(to + dim / 2 + c * 8) = high;
-    }
+  for (int first = thread; first < rows * (kN / 16); first += kThreads * kDrainBatch) {
+    const auto angles = LoadAngles<kN, kThreads, kDrainBatch>(args, row0, rows, first);
+    DrainQkvItems<kN, kThreads>(args, half, row0, column0, rows, first, angles);
   }
 }
 

@@ -33,7 +33,10 @@ struct TileConfig {
   static constexpr int kXBytes = kBlockM * kTileK * 2, kWBytes = kBlockN * kTileK * 2;
   static constexpr int kStageBytes = kXBytes + kWBytes;
   static constexpr int kRingBytes = kBuffers > 0 ? 2 * kBuffers* kChunkBytes : kBlockM* kBlockN * 2;
-  static constexpr int kSharedBytes = 1024 + kStages * kStageBytes + kRingBytes + 256;
+  // Places in shared memory: output buffers, barriers.
+  static constexpr int kRingAt = kStages * kStageBytes, kBarriersAt = kRingAt + kRingBytes;
+  static constexpr int kSharedBytes = 1024 + kBarriersAt + 256;
+  static constexpr int kBlocksPerSm = 1;
   static_assert(kSharedBytes <= 232448);
 };
 
@@ -71,8 +74,8 @@ struct TileShared {
   uint64_t *staged, *drained;  // deferred epilogue, per warpgroup
   __device__ explicit TileShared(uint8_t* raw) {
     stages = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t{1023});
-    rings = stages + Config::kStages * Config::kStageBytes;
-    full = reinterpret_cast<uint64_t*>(rings + Config::kRingBytes);
+    rings = stages + Config::kRingAt;
+    full = reinterpret_cast<uint64_t*>(stages + Config::kBarriersAt);
     empty = full + Config::kStages;
     arrived = empty + Config::kStages;
     staged = arrived + 2 * Config::kBuffers;

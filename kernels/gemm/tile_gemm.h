@@ -6,6 +6,7 @@
 
 namespace agentserve::kernels::cuda {
 
+struct Best;
 struct TileArgs;
 
 // Tile of rows of x by rows of w. "Deferred": the epilogue
@@ -21,6 +22,8 @@ enum class TileShape : uint8_t {
   k64x256Deferred,
   k64x192Deferred,
   k64x128Deferred,
+  kStream64,  // 64 x 128 and 128 x 128, two blocks an SM (tile_stream.cuh)
+  kStream128,
   kCount,
 };
 
@@ -34,10 +37,18 @@ const char* TileShapeName(TileShape shape);
 bool TileSupports(const LinearParams& params, const TilePlan& plan);
 // Requires TileSupports; norm_weight must be null.
 absl::Status TileLinear(const LinearParams& params, const TilePlan& plan, const LaunchContext& context);
+// The fp32 sums of each of plan.splits parts of k, [splits][m][n], by a kStream shape; the epilogue is ignored.
+absl::Status TilePartials(const LinearParams& params, const TilePlan& plan, float* partials,
+                          const LaunchContext& context);
+// The product by a kStream shape, and the best of each row in each of TileBestSlots strips of columns, [m][slots]. A
+// null y stores no product.
+int TileBestSlots(int n, TileShape shape);
+absl::Status TileBest(const LinearParams& params, TileShape shape, Best* best, const LaunchContext& context);
 // One translation unit each (tile_*.cu).
 absl::Status LaunchTilePlain(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context);
 absl::Status LaunchTileResidual(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context);
 absl::Status LaunchTileSplit(const TilePlan& plan, const TileArgs& args, int tiles, const LaunchContext& context);
+absl::Status LaunchTileStream(TileShape shape, const TileArgs& args, int tiles, const LaunchContext& context);
 absl::Status LaunchTileDeferred(TileShape shape, const TileArgs& args, int grid, const LaunchContext& context);
 
 }  // namespace agentserve::kernels::cuda

@@ -54,6 +54,7 @@ template <typename Config, int kSplits>
 __device__ __forceinline__ void ConsumeSplit(const TileArgs& args, const TileShared<Config>& shared,
                                              const TileWork& work, int warpgroup) {
   constexpr int kCount = Config::kWarpgroupN / 2;
+  constexpr int kAngles = (Config::kBlockM / kSplits * Config::kBlockN / 16 + 255) / 256;
   using Slice = SplitSlice<Config, kSplits>;
   const int thread = warpgroup * 128 + static_cast<int>(threadIdx.x) % 128;
   RingPosition<Config::kStages> ring;
@@ -65,21 +66,30 @@ __device__ __forceinline__ void ConsumeSplit(const TileArgs& args, const TileSha
   for (int i = 0; i < kCount / 4; ++i) {
     sums[i * 256 + thread] = make_float4(d[4 * i], d[4 * i + 1], d[4 * i + 2], d[4 * i + 3]);
   }
+  PdlWait();
+  // What RoPE needs besides is on its way while the blocks wait for each other.
+  const int row0 = work.row0 + work.split * Slice::kRows, rows = min(Slice::kRows, args.m - row0);
+  const bool is_qkv = args.epilogue == LinearEpilogue::kQkv && rows > 0;
+  QkvAngles<kAngles> angles;
+  if (is_qkv) angles = LoadAngles<Config::kBlockN, 256, kAngles>(args, row0, rows, thread);
   ClusterSync();
   SumSlice<Config, kSplits>(SharedAddress(sums), shared.rings, work.split, thread);
   ClusterArrive();  // our reads of the other blocks are done
   NamedBarrierSync(1, 256);
-  PdlWait();
-  const int row0 = work.row0 + work.split * Slice::kRows;
-  DrainTile<Config::kBlockN, 256>(args, shared.rings, row0, work.column0, min(Slice::kRows, args.m - row0), thread);
+  if (is_qkv) {
+    DrainQkvItems<Config::kBlockN, 256>(args, shared.rings, row0, work.column0, rows, thread, angles);
+  } else {
+    DrainTile<Config::kBlockN, 256>(args, shared.rings, row0, work.column0, rows, thread);
+  }
   __syncwarp();
   ClusterWait();
 }
 
 // One tile per cluster; grid = tiles * kSplits.
 template <typename Config, int kSplits>
-__global__ void __launch_bounds__(kTileThreads, 1) SplitTileKernel(const __grid_constant__ TileArgs args) {
-  static_assert(Config::kSplitK && Config::kRingBytes == Config::kBlockN * 128);
+__global__ void __launch_bounds__(kTileThreads, Config::kBlocksPerSm)
+    SplitTileKernel(const __grid_constant__ TileArgs args) {
+  static_assert(Config::kSplitK && Config::kRingAt >= 256 * Config::kWarpgroupN / 2 * 4);
   extern __shared__ uint8_t raw[];
   const TileShared<Config> shared(raw);
   if (threadIdx.x == 0) InitBarriers<Config>(shared);
@@ -88,14 +98,14 @@ __global__ void __launch_bounds__(kTileThreads, 1) SplitTileKernel(const __grid_
   const int index = static_cast<int>(blockIdx.x);
   const int warpgroup = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / 128, 0);
   if (warpgroup == 0) {
-    RegistersDecrease<40>();
+    if constexpr (Config::kBlocksPerSm == 1) RegistersDecrease<40>();
     if (threadIdx.x == 0) Produce<Config>(args, shared, index, static_cast<int>(gridDim.x), index + 1);
     __syncwarp();
     ClusterSync();
     ClusterArrive();
     ClusterWait();
   } else {
-    RegistersIncrease<232>();
+    if constexpr (Config::kBlocksPerSm == 1) RegistersIncrease<232>();
     ConsumeSplit<Config, kSplits>(args, shared, WorkOf<Config>(args, index), warpgroup - 1);
   }
 }

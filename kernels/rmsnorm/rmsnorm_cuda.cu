@@ -10,6 +10,8 @@ namespace {
 
 constexpr int kWarpRowThreads = 128;  // four rows a block
 constexpr int kMaxBlockThreads = 1024;
+// The kernel after this one is let in at once, but for few rows: measured slower there.
+constexpr unsigned kFewRows = 16;
 // From here on one warp per row has enough rows to fill the GPU; below, a whole block shortens the row's way.
 constexpr int kWarpRowsMin = 1024;
 
@@ -93,6 +95,8 @@ __global__ __launch_bounds__(kWarpRowThreads) void WarpRowKernel(const RmsNormPa
 template <int kVectors>
 __global__ __launch_bounds__(kMaxBlockThreads) void BlockRowKernel(const RmsNormParams p) {
   __shared__ float partial[kMaxBlockThreads / 32];
+  const bool early = gridDim.x > kFewRows;
+  if (early) PdlTrigger();
   uint4 weight[kVectors], x[kVectors];
   const int vectors = p.n / 8;
 #pragma unroll
@@ -101,7 +105,7 @@ __global__ __launch_bounds__(kMaxBlockThreads) void BlockRowKernel(const RmsNorm
     if (v < vectors) weight[i] = LoadConstant16(p.weight + v * 8);
   }
   PdlWait();
-  PdlTrigger();
+  if (!early) PdlTrigger();
   const size_t at = static_cast<size_t>(blockIdx.x) * p.n;
   float sum = 0;
 #pragma unroll
@@ -128,6 +132,50 @@ __global__ __launch_bounds__(kMaxBlockThreads) void BlockRowKernel(const RmsNorm
   }
 }
 
+// One block a row, four columns a thread, all partial sums of a batch in flight at once.
+__global__ __launch_bounds__(kMaxBlockThreads) void PartialRowKernel(const RmsNormParams p) {
+  constexpr int kBatch = 8;
+  __shared__ float partial[kMaxBlockThreads / 32];
+  PdlTrigger();
+  const int column = static_cast<int>(threadIdx.x) * 4;
+  const uint2 weight = __ldg(reinterpret_cast<const uint2*>(p.weight + column));
+  PdlWait();
+  const size_t at = static_cast<size_t>(blockIdx.x) * p.n + column;
+  const uint2 residual = *reinterpret_cast<const uint2*>(p.x + at);
+  float4 delta = {0, 0, 0, 0};
+  for (int first = 0; first < p.splits; first += kBatch) {
+    float4 parts[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i >= p.splits) continue;
+      parts[i] = __ldcg(reinterpret_cast<const float4*>(p.partials + at + size_t(first + i) * p.rows * p.n));
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      if (first + i >= p.splits) continue;
+      delta = {delta.x + parts[i].x, delta.y + parts[i].y, delta.z + parts[i].z, delta.w + parts[i].w};
+    }
+  }
+  uint2 s;
+  s.x = PackBf16(Bf16Low(residual.x) + RoundBf16(delta.x), Bf16High(residual.x) + RoundBf16(delta.y));
+  s.y = PackBf16(Bf16Low(residual.y) + RoundBf16(delta.z), Bf16High(residual.y) + RoundBf16(delta.w));
+  *reinterpret_cast<uint2*>(p.sum + at) = s;
+  const float x[4] = {Bf16Low(s.x), Bf16High(s.x), Bf16Low(s.y), Bf16High(s.y)};
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) sum = fmaf(x[i], x[i], sum);
+  sum = LaneSum(sum);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
+  __syncthreads();
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const float total = LaneSum(lane < static_cast<int>(blockDim.x / 32) ? partial[lane] : 0.0f);
+  const float scale = rsqrtf(total / static_cast<float>(p.n) + p.eps);
+  uint2 y;
+  y.x = PackBf16(RoundBf16(x[0] * scale) * Bf16Low(weight.x), RoundBf16(x[1] * scale) * Bf16High(weight.x));
+  y.y = PackBf16(RoundBf16(x[2] * scale) * Bf16Low(weight.y), RoundBf16(x[3] * scale) * Bf16High(weight.y));
+  *reinterpret_cast<uint2*>(p.y + at) = y;
+}
+
 template <int kVectors, bool kDelta>
 cudaError_t LaunchWarpRows(const RmsNormParams& p, const LaunchContext& context) {
   constexpr int kRows = kWarpRowThreads / 32;
@@ -150,6 +198,13 @@ absl::Status RmsNorm(const RmsNormParams& p, const LaunchContext& context) {
   if (p.rows < 0 || p.n <= 0 || p.n % 64 != 0 || p.n > 16384 || (p.delta != nullptr && p.sum == nullptr)) {
     return absl::InvalidArgumentError("RmsNorm: rows " + std::to_string(p.rows) + ", n " + std::to_string(p.n) +
                                       ": n must be a multiple of 64, at most 16384, and delta needs sum");
+  }
+  if (p.partials != nullptr) {
+    if (p.n % 128 != 0 || p.n > kMaxPartialColumns || p.delta != nullptr || p.sum == nullptr || p.splits < 1 ||
+        p.splits > kMaxPartials) {
+      return absl::InvalidArgumentError("RmsNorm: partial sums need n a multiple of 128, at most 4096, and sum");
+    }
+    return ToStatus(Launch(context, PartialRowKernel, dim3(p.rows), dim3(p.n / 4), 0, 1, p), "rmsnorm");
   }
   const bool warp_rows = p.rows >= kWarpRowsMin && !p.invariant;
   cudaError_t error;

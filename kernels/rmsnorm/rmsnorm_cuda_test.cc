@@ -22,14 +22,31 @@ uint16_t Normed(uint16_t w, uint16_t x, double scale) {
 struct Setup {
   int rows, n;
   bool delta, in_place;
+  int splits = 0;  // > 0: delta comes as that many partial sums
 };
+
+// [splits][size] values, and their rounded sums.
+std::vector<float> Partials(size_t size, int splits, float spread, std::vector<uint16_t>* delta) {
+  std::vector<float> partials(size * static_cast<size_t>(splits));
+  const std::vector<uint16_t> random = RandomBf16(partials.size(), 4, spread);
+  for (size_t i = 0; i < partials.size(); ++i) partials[i] = Bf16ToFloat(random[i]) * 1.0001f;
+  for (size_t i = 0; splits > 0 && i < size; ++i) {
+    float sum = 0;
+    for (size_t s = 0; s < static_cast<size_t>(splits); ++s) sum += partials[s * size + i];
+    (*delta)[i] = FloatToBf16(sum);
+  }
+  return partials;
+}
 
 void Compare(const Setup& setup, float spread) {
   SCOPED_TRACE(testing::Message() << "rows " << setup.rows << " n " << setup.n << " delta " << setup.delta
-                                  << " in place " << setup.in_place << " spread " << spread);
+                                  << " in place " << setup.in_place << " splits " << setup.splits << " spread "
+                                  << spread);
   const size_t n = static_cast<size_t>(setup.n), size = static_cast<size_t>(setup.rows) * n;
-  const std::vector<uint16_t> x = RandomBf16(size, 1, spread), delta = RandomBf16(size, 2, spread),
-                              weight = RandomBf16(n, 3);
+  const std::vector<uint16_t> x = RandomBf16(size, 1, spread), weight = RandomBf16(n, 3);
+  std::vector<uint16_t> delta = RandomBf16(size, 2, spread);
+  const std::vector<float> partials = Partials(size, setup.splits, spread, &delta);
+  DeviceVector<float> d_partials{std::span<const float>(partials)};
   DeviceVector<uint16_t> d_x{std::span<const uint16_t>(x)}, d_delta{std::span<const uint16_t>(delta)},
       d_weight{std::span<const uint16_t>(weight)}, d_sum(size), d_y(size);
   RmsNormParams p;
@@ -37,7 +54,9 @@ void Compare(const Setup& setup, float spread) {
   p.weight = Bf16Pointer(d_weight);
   p.y = setup.in_place && !setup.delta ? Bf16Pointer(d_x) : Bf16Pointer(d_y);
   if (setup.delta) {
-    p.delta = Bf16Pointer(d_delta);
+    if (setup.splits == 0) p.delta = Bf16Pointer(d_delta);
+    if (setup.splits > 0) p.partials = d_partials.data();
+    p.splits = setup.splits;
     p.sum = setup.in_place ? Bf16Pointer(d_x) : Bf16Pointer(d_sum);
   }
   p.rows = setup.rows;
@@ -97,6 +116,14 @@ TEST(RmsNormCuda, LargerThanL2) {
   Compare({5001, 3072, true, true}, 0.3f);
 }
 
+TEST(RmsNormCuda, PartialSums) {
+  for (const int n : {128, 2048, 3072, 4096}) {
+    for (const int rows : {1, 17, 64, 257}) {
+      for (const int splits : {1, 2, 5, 8, 11, kMaxPartials}) Compare({rows, n, true, splits % 2 == 0, splits}, 1.0f);
+    }
+  }
+}
+
 TEST(RmsNormCuda, SmallAndLargeValues) {
   for (const float spread : {1e-4f, 1e-2f, 100.0f, 1e6f}) {
     Compare({5, 2048, true, false}, spread);
@@ -140,6 +167,16 @@ TEST(RmsNormCuda, RefusesWhatItCannotDo) {
   p.n = 72;
   EXPECT_FALSE(RmsNorm(p, {}).ok());
   p.n = 16448;
+  EXPECT_FALSE(RmsNorm(p, {}).ok());
+  p.partials = reinterpret_cast<const float*>(buffer.data());
+  p.sum = Bf16Pointer(buffer);
+  p.splits = 1;
+  p.n = 4224;
+  EXPECT_FALSE(RmsNorm(p, {}).ok());
+  p.n = 192;
+  EXPECT_FALSE(RmsNorm(p, {}).ok());
+  p.n = 128;
+  p.splits = kMaxPartials + 1;
   EXPECT_FALSE(RmsNorm(p, {}).ok());
 }
 

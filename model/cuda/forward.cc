@@ -133,6 +133,20 @@ absl::Status Forward::Linear(const LinearParams& p, uint32_t part, const LaunchC
   return (options_.skip & part) != 0 ? absl::OkStatus() : kernels::cuda::Linear(p, context);
 }
 
+// Rows of the residual stream come out of the product before normed already; few rows have kernels that norm x.
+bool Forward::NormsAhead(const Pass& pass) const { return pass.rows > kernels::cuda::kMaxFusedNormRows; }
+
+absl::Status Forward::ResidualNorm(const LinearParams& p, const __nv_bfloat16* weight, uint32_t part,
+                                   const LaunchContext& context) const {
+  if ((options_.skip & part) != 0) return absl::OkStatus();
+  kernels::cuda::ResidualNormParams both;
+  both.linear = p;
+  both.norm_weight = weight;
+  both.norm_eps = config_.rms_norm_eps;
+  both.normed = buffers_.normed;
+  return kernels::cuda::LinearResidualNorm(both, context);
+}
+
 // Few rows over short contexts: attention leaves the memory idle.
 bool Forward::Prefetches(const StepShape& shape) const {
   constexpr int kMostRows = 16;
@@ -167,7 +181,11 @@ absl::Status Forward::Qkv(const Pass& pass, uint32_t layer) const {
   p.qkv.positions = pass.arrays.positions;
   p.qkv.slots = pass.arrays.slots;
   p.qkv.q_heads = static_cast<int>(config_.num_heads);
-  AS_RETURN_IF_ERROR(Normed(w.input_norm, &p, pass.context));
+  if (layer > 0 && NormsAhead(pass)) {
+    p.x = buffers_.normed;
+  } else {
+    AS_RETURN_IF_ERROR(Normed(w.input_norm, &p, pass.context));
+  }
   return Linear(p, kSkipQkv, pass.context);
 }
 
@@ -190,6 +208,7 @@ absl::Status Forward::Attend(const Pass& pass, uint32_t layer) const {
     p.splits = a.splits;
     p.max_units = s.decode_limits.max_units;
     p.cluster = s.decode_limits.cluster;
+    p.heads = s.decode_limits.heads;
     p.combine_kernel = s.decode_limits.combine_kernel;
     p.workspace = buffers_.decode;
     p.workspace_bytes = buffers_.decode_bytes;
@@ -226,15 +245,23 @@ absl::Status Forward::OutputAndMlp(const Pass& pass, uint32_t layer) const {
   LinearParams o = MakeLinear(pass.attention, w.o, pass.hidden, pass.rows, h, config_.q_size(), buffers_, invariant);
   o.epilogue = LinearEpilogue::kResidual;
   o.residual = pass.hidden;
-  AS_RETURN_IF_ERROR(Linear(o, kSkipO, pass.context));
   LinearParams up = MakeLinear(pass.hidden, w.gate_up, buffers_.ffn, pass.rows, 2 * f, h, buffers_, invariant);
   up.epilogue = LinearEpilogue::kSwiglu;
-  AS_RETURN_IF_ERROR(Normed(w.post_norm, &up, pass.context));
+  if (NormsAhead(pass)) {
+    AS_RETURN_IF_ERROR(ResidualNorm(o, w.post_norm, kSkipO, pass.context));
+    up.x = buffers_.normed;
+  } else {
+    AS_RETURN_IF_ERROR(Linear(o, kSkipO, pass.context));
+    AS_RETURN_IF_ERROR(Normed(w.post_norm, &up, pass.context));
+  }
   AS_RETURN_IF_ERROR(Linear(up, kSkipGateUp, pass.context));
   LinearParams down = MakeLinear(buffers_.ffn, w.down, pass.hidden, pass.rows, h, f, buffers_, invariant);
   down.epilogue = LinearEpilogue::kResidual;
   down.residual = pass.hidden;
-  return Linear(down, kSkipDown, pass.context);
+  if (!NormsAhead(pass)) return Linear(down, kSkipDown, pass.context);
+  const __nv_bfloat16* norm =
+      layer + 1 < config_.num_layers ? weights_.layers[layer + 1].input_norm : weights_.final_norm;
+  return ResidualNorm(down, norm, kSkipDown, pass.context);
 }
 
 absl::Status Forward::Head(const Pass& pass, const HeadOutput& head) const {
@@ -245,7 +272,11 @@ absl::Status Forward::Head(const Pass& pass, const HeadOutput& head) const {
   p.argmax = head.tokens;
   p.best = head.best;
   if ((options_.skip & kSkipHead) != 0) return absl::OkStatus();
-  AS_RETURN_IF_ERROR(Normed(weights_.final_norm, &p.linear, pass.context));
+  if (NormsAhead(pass)) {
+    p.linear.x = buffers_.normed;
+  } else {
+    AS_RETURN_IF_ERROR(Normed(weights_.final_norm, &p.linear, pass.context));
+  }
   return kernels::cuda::LmHead(p, pass.context);
 }
 

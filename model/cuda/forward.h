@@ -116,6 +116,9 @@ class Forward {
                       const kernels::cuda::LaunchContext& context) const;
   absl::Status Linear(const kernels::cuda::LinearParams& p, uint32_t part,
                       const kernels::cuda::LaunchContext& context) const;
+  bool NormsAhead(const Pass& pass) const;
+  absl::Status ResidualNorm(const kernels::cuda::LinearParams& p, const __nv_bfloat16* weight, uint32_t part,
+                            const kernels::cuda::LaunchContext& context) const;
   bool Prefetches(const StepShape& shape) const;
   absl::Status Prefetch(const Pass& pass, uint32_t layer) const;
   absl::Status Qkv(const Pass& pass, uint32_t layer) const;

@@ -42,19 +42,24 @@ struct AgentPolicyOptions {
   double gate_close = 0.95;
   double gate_open = 0.85;
   // "Back soon": within this time.
-  base::TimeNs back_soon = 2 * base::kNsPerSecond;
+  base::TimeNs back_soon = 20 * base::kNsPerSecond;
+  // Each so many picks a newcomer past its aging bound passes a closed gate; even, 0 = never.
+  uint32_t gate_pass_every = 32;
 
   // L2.
-  uint32_t classes = 8;
   double class_ratio = 2.0;  // between the bounds of neighbouring classes
-  double first_class = 0.5;  // bound of the first class, in mean costs of a call
+  // Costs below this are one class; bounds are absolute, so that no key goes stale.
+  double class_base = 64;
   // A call's key is its own cost plus this much of what its program is expected to need after it.
   double future_weight = 1.0;
+  // ... times the probability that the program is back within this many mean waits of a call: work that comes after a
+  // long tool run does not stand in anybody's way now.
+  double horizon_scale = 4;
   uint32_t oldest_every = 5;  // each so many picks the oldest program; 0 = never
   uint32_t strict_most = 4;   // at most so many of 5 picks go to strict tiers while others wait
 
   // A call that has waited this long goes first within capacity.
-  base::TimeNs aging_bound = 30 * base::kNsPerSecond;
+  base::TimeNs aging_bound = 60 * base::kNsPerSecond;
   // Calls tried behind one that fits nowhere, so that no worker idles beside runnable work...
   uint32_t backfill = 8;
   // ...and how often one call may be overtaken so before everybody waits for it.

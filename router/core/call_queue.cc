@@ -118,6 +118,20 @@ void CallQueue::Push(SeqId seq, PickReason reason, LaneId lane, std::vector<Pick
   out->push_back({seq, reason, lane});
 }
 
+// Calls whose deadline is missed are lifted when they are old, like others. Once for each call.
+void CallQueue::DropMissedLifts(Lane* lane, TimeNs now) {
+  while (!lane->by_lift.empty()) {
+    const auto [at, arrival, seq] = *lane->by_lift.begin();
+    Order& o = places_.at(seq).order;
+    if (at > now || o.lift_until >= now) return;
+    lane->by_lift.erase(lane->by_lift.begin());
+    o.lift_at = o.aged_at;
+    o.lift = PickReason::kAged;
+    o.lift_until = o.aged_at = kNever;
+    if (o.lift_at != kNever) lane->by_lift.insert({o.lift_at, arrival, seq});
+  }
+}
+
 // Turns, in this order: the oldest program's, lifted calls', strict tiers', then by key.
 void CallQueue::TurnsOf(const Lane& lane, LaneId id, TimeNs now, const AgentPolicyOptions& o, size_t most,
                         std::vector<Pick>* out) const {
@@ -127,7 +141,10 @@ void CallQueue::TurnsOf(const Lane& lane, LaneId id, TimeNs now, const AgentPoli
   // Past its bound a call goes first, except that under overload, when all are late, every other pick still follows
   // the order: else one long backlog would turn it into arrival order.
   if (!lane.by_lift.empty() && std::get<0>(*lane.by_lift.begin()) <= now && turn % 2 == 0) {
-    Push(std::get<2>(*lane.by_lift.begin()), PickReason::kAged, id, out);
+    const SeqId lifted = std::get<2>(*lane.by_lift.begin());
+    Push(lifted, places_.at(lifted).order.lift, id, out);
+    // Newcomers that the gate holds are let in one by one, or they might wait for ever.
+    out->back().through_gate = o.gate_pass_every > 0 && turn % o.gate_pass_every == 0;
   }
   auto it = lane.by_key.begin();
   if (std::get<0>(*it).tier < 0) {
@@ -147,7 +164,8 @@ void CallQueue::HeadsOf(Lane* lane, LaneId id, TimeNs now, const AgentPolicyOpti
   }
   // Others never let a call overtake the one whose turn it is: a large prompt is not starved by small ones.
   if (!lane->by_lift.empty() && std::get<0>(*lane->by_lift.begin()) <= now) {
-    Push(std::get<2>(*lane->by_lift.begin()), PickReason::kAged, id, out);
+    const SeqId lifted = std::get<2>(*lane->by_lift.begin());
+    Push(lifted, places_.at(lifted).order.lift, id, out);
     return;
   }
   if (lane->policy.pick == PickRule::kWindow) {
@@ -208,6 +226,7 @@ void CallQueue::Candidates(TimeNs now, const AgentPolicyOptions& options, std::v
   for (const auto& [time, id] : active_) {
     Lane& lane = lanes_[id];
     const bool agent = lane.policy.agent;
+    DropMissedLifts(&lane, now);
     const size_t most = lanes == 0 ? 1 + (agent ? options.backfill : 0) : out->size() + 1;
     HeadsOf(&lane, id, now, options, most, out);
     if (++lanes > kMostOtherLanes) return;

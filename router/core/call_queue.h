@@ -38,6 +38,7 @@ class CallQueue {
     SeqId seq;
     PickReason reason = PickReason::kOrder;
     LaneId lane = 0;
+    bool through_gate = false;  // a newcomer that has waited too long
   };
   struct Lane {
     std::string name;  // tenant, or "" for a lane of all tenants with that policy
@@ -92,6 +93,7 @@ class CallQueue {
   void TurnsOf(const Lane& lane, LaneId id, TimeNs now, const AgentPolicyOptions& options, size_t most,
                std::vector<Pick>* out) const;
   static void Push(SeqId seq, PickReason reason, LaneId lane, std::vector<Pick>* out);
+  void DropMissedLifts(Lane* lane, TimeNs now);
   void ChooseWindow(Lane* lane, TimeNs now) const;
   SeqId HighestRatio(const Lane& lane, TimeNs now) const;
   void FreeIdleLanes();

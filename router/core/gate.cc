@@ -23,6 +23,34 @@ void Gate::OnBack(uint64_t program) {
   where_.erase(it);
 }
 
+void Gate::OnReady(uint64_t program, bool ready) {
+  auto it = where_.find(program);
+  if (it == where_.end()) return;
+  PerWorker& p = workers_[it->second.first];
+  p.by_order.at(it->second.second).ready = ready;
+  ++p.changes;
+}
+
+// Tokens that what runs on `w` leaves for idle programs.
+double Gate::IdleRoom(const Worker& w) {
+  const double free = static_cast<double>(std::max<int64_t>(w.FreeBlocks(), 0));
+  return std::min(free, static_cast<double>(w.TotalBlocks())) * w.info.block_tokens;
+}
+
+bool Gate::Resident(uint64_t program, const Worker& w) const {
+  auto at = where_.find(program);
+  if (at == where_.end() || at->second.first != w.id) return false;
+  const PerWorker& p = workers_.at(w.id);
+  double room = IdleRoom(w);
+  size_t looked = 0;
+  for (auto it = p.by_order.rbegin(); it != p.by_order.rend() && ++looked <= kMostLooked; ++it) {
+    room -= it->second.context_tokens;
+    if (room < 0) return false;
+    if (it->first == at->second.second) return true;
+  }
+  return false;
+}
+
 void Gate::OnWorkerGone(WorkerId worker) {
   auto w = workers_.find(worker);
   if (w == workers_.end()) return;
@@ -30,16 +58,20 @@ void Gate::OnWorkerGone(WorkerId worker) {
   workers_.erase(w);
 }
 
-double Gate::BackSoon(PerWorker* p, const AgentPolicyOptions& options, const ToolStats& tools, TimeNs now) const {
+double Gate::BackSoon(PerWorker* p, const Worker& w, const AgentPolicyOptions& options, const ToolStats& tools,
+                      TimeNs now) const {
   const bool fresh = p->summed_at >= 0 && now - p->summed_at < kStale && 8 * p->changes <= p->by_order.size();
   if (fresh) return p->back_soon_tokens;
-  double sum = 0;
+  double sum = 0, room = IdleRoom(w);
   size_t looked = 0;
-  for (auto it = p->by_order.rbegin(); it != p->by_order.rend() && looked < kMostLooked; ++it, ++looked) {
+  for (auto it = p->by_order.rbegin(); it != p->by_order.rend() && ++looked <= kMostLooked; ++it) {
     const IdleProgram& i = it->second;
+    room -= i.context_tokens;
+    if (room < 0) break;  // from here on they are gone
     const double elapsed = base::ToMs(now - i.since);
-    sum += i.context_tokens *
-           ProbReturnWithin(tools.Best(i.workflow_class, i.tool), i.gaps, elapsed, base::ToMs(options.back_soon));
+    sum += i.context_tokens * (i.ready ? 1
+                                       : ProbReturnWithin(tools.Best(i.workflow_class, i.tool), i.gaps, elapsed,
+                                                          base::ToMs(options.back_soon)));
   }
   p->back_soon_tokens = sum;
   p->summed_at = now;
@@ -55,7 +87,7 @@ void Gate::Update(Worker* w, const AgentPolicyOptions& options, const ToolStats&
   const double total = std::max<double>(w->TotalBlocks(), 1);
   double used = total - static_cast<double>(w->FreeBlocks());
   if (auto it = workers_.find(w->id); it != workers_.end()) {
-    used += BackSoon(&it->second, options, tools, now) / w->info.block_tokens;
+    used += BackSoon(&it->second, *w, options, tools, now) / w->info.block_tokens;
   }
   w->gated = used > (w->gated ? options.gate_open : options.gate_close) * total;
 }

@@ -49,6 +49,29 @@ TEST(ClampToRule, CutsToTheTermsAndSaysWhat) {
   EXPECT_TRUE(Has(ClampToRule(TenantRule(), 1, 600'000, &retain), Clamped::kKvRetain)) << "the router's own bound";
 }
 
+TEST(AgentPolicy, GraphsShapeTheOrder) {
+  AgentPolicyOptions options;
+  OrderContext context;
+  context.options = &options;
+  AgentInfo agent;
+  CallView call;
+  call.agent = &agent;
+  call.cost = 1000;
+  ProgramView program;
+  program.remaining = 1000;
+  const Policy policy = *FindPolicy("agent");
+  const OrderKey plain = policy.order(call, program, context).key;
+  ASSERT_GE(plain.tier, 1);
+  CallView last = call;
+  last.last_of_join = true;
+  EXPECT_EQ(policy.order(last, program, context).key.tier, plain.tier - 1) << "the last straggler, one class sooner";
+  CallView critical = call;
+  critical.path_tokens = 500;
+  EXPECT_LT(policy.order(critical, program, context).key, plain) << "the longest path first";
+  options.dag = false;
+  EXPECT_EQ(policy.order(last, program, context).key.tier, plain.tier);
+}
+
 TEST(TenantRules, UnknownTenantsHaveTheFallback) {
   TenantRules rules;
   rules.fallback.max_priority = 5;

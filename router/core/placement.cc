@@ -26,7 +26,7 @@ Verdict Judge(const Worker& w, const CoreConfig& config, const PlacementQuery& q
   if (w.saturated) return Verdict::kSaturated;
   if (w.info.context_length != 0 && q.tokens >= w.info.context_length) return Verdict::kTooLong;
   if (w.sequences.size() >= BatchCap(w, config, q)) return Verdict::kNoSlot;
-  if (q.fresh && w.gated && w.id != q.sticky) return Verdict::kGated;
+  if (q.fresh && w.gated && !(q.resident && w.id == q.sticky)) return Verdict::kGated;
   const Booking b = BookingFor(w, q);
   // An empty worker takes anything its pool can hold, or the queue would never move.
   if (w.sequences.empty()) return b.unreflected <= w.TotalBlocks() ? Verdict::kFits : Verdict::kNoBlocks;
@@ -56,16 +56,6 @@ WorkerId PickPrefill(const WorkerTable& workers, const Worker& decode, const Pla
   }
   return best;
 }
-
-}  // namespace
-
-bool AnyCapacity(const WorkerTable& workers, const CoreConfig& config, const PlacementQuery& q) {
-  return std::any_of(workers.all().begin(), workers.all().end(), [&](const auto& e) {
-    return e.second.info.role == Role::kDecode && Judge(e.second, config, q) == Verdict::kFits;
-  });
-}
-
-namespace {
 
 // What stands most in the way, of all workers: the one nearest to taking the call tells.
 WaitReason WaitFor(const std::array<bool, kNumVerdicts>& seen) {
@@ -101,6 +91,18 @@ void ChoosePrefill(const WorkerTable& workers, const CoreConfig& config, const P
 }
 
 }  // namespace
+
+bool AnyCapacity(const WorkerTable& workers, const CoreConfig& config, const PlacementQuery& q, WaitReason* why) {
+  std::array<bool, kNumVerdicts> seen{};
+  for (const auto& [id, w] : workers.all()) {
+    if (w.info.role != Role::kDecode) continue;
+    const Verdict v = Judge(w, config, q);
+    if (v == Verdict::kFits) return true;
+    seen[static_cast<size_t>(v)] = true;
+  }
+  *why = WaitFor(seen);
+  return false;
+}
 
 bool Place(const WorkerTable& workers, const CoreConfig& config, const PlacementQuery& q,
            std::span<const PrefixMatch> matches, Placement* out) {

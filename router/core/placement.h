@@ -17,7 +17,8 @@ struct PlacementQuery {
   uint32_t tokens = 0;         // to have KV for: prompt and generated so far
   uint32_t expected_more = 0;  // output still expected
   WorkerId sticky;             // last decode worker of the program, or none
-  bool fresh = false;          // gated workers do not take it, except the sticky one
+  bool fresh = false;          // gated workers do not take it...
+  bool resident = false;       // ...except the sticky one, which has its KV
   double overflow = 1;         // factor on the batch cap
   bool by_prefix = true;       // L7: cached prefixes count; else the least batch
   bool append_local = true;    // L4: new tokens decide where prefill runs; else all tokens
@@ -38,7 +39,8 @@ struct Placement {
 };
 
 // True if some ready decode worker has a free batch slot and enough blocks. Cheap: run it before matching prefixes.
-bool AnyCapacity(const WorkerTable& workers, const CoreConfig& config, const PlacementQuery& q);
+// If there is none, `why` says what stands in the way.
+bool AnyCapacity(const WorkerTable& workers, const CoreConfig& config, const PlacementQuery& q, WaitReason* why);
 // False when no decode worker can take it now. `matches` as from PrefixSource. O(workers).
 bool Place(const WorkerTable& workers, const CoreConfig& config, const PlacementQuery& q,
            std::span<const PrefixMatch> matches, Placement* out);

@@ -8,6 +8,8 @@
 namespace agentserve::router {
 namespace {
 
+// Of the agent policy: with bounds that double, the last one is a month of a GPU.
+constexpr int64_t kMostClasses = 32;
 constexpr int64_t kMostWithin = (int64_t{1} << 44) - 1;
 
 // Costs and lengths as keys: 1/1024 of a unit, and as much as fits.
@@ -123,13 +125,15 @@ Order Agent(const CallView& call, const ProgramView& program, const OrderContext
   int64_t tier = 0;
   if (o.order) {
     const double future = std::max(0.0, program.remaining - call.cost);
-    const double key = call.cost + o.future_weight * future;
-    tier = GeometricClass(key, context.mean_call_cost * o.first_class, o.class_ratio, o.classes - 1);
+    const double key = call.cost + o.future_weight * program.soon * future;
+    tier = GeometricClass(key, o.class_base, o.class_ratio, kMostClasses);
     tier -= std::clamp(a.priority, -100, 100) / 50;
     out.lift_at = call.queued_at + o.aging_bound;
     if (call.deadline) {
       if (const TimeNs slack = SlackGone(call, context); slack < out.lift_at) {
+        out.aged_at = out.lift_at;
         out.lift_at = std::max(slack, call.queued_at);
+        out.lift_until = *call.deadline;
         out.lift = PickReason::kDeadline;
       }
     }
@@ -143,7 +147,7 @@ Order Agent(const CallView& call, const ProgramView& program, const OrderContext
     const double path = call.predicted_output + static_cast<double>(call.path_tokens);
     in_program = 4095 - std::min<uint64_t>(4095, static_cast<uint64_t>(256 * std::log2(1 + path)));
   }
-  tier = std::clamp<int64_t>(tier, 0, o.classes);
+  tier = std::clamp<int64_t>(tier, 0, kMostClasses + 1);
   if (o.order && a.strict_tier > 0) tier = -std::min<int64_t>(a.strict_tier, 15);
   const int64_t age = std::min<int64_t>(out.age, int64_t{1} << 31);
   out.key = {tier, std::min(kMostWithin, age * 4096 + static_cast<int64_t>(in_program))};

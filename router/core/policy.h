@@ -60,12 +60,14 @@ struct ProgramView {
   double path = 0;            // cost along the most costly chain of its calls and its parent's
   double remaining = 0;       // expected cost from here on, this call included
   double virtual_finish = 0;  // Justitia
+  double soon = 1;            // probability that its next call comes while today's queue lasts
 };
 
 // Measured by the router, passed to the order functions.
 struct OrderContext {
   const AgentPolicyOptions* options = nullptr;
   double mean_call_cost = 100;  // of calls that ended
+  double mean_wait_ms = 0;      // in the queue
   double ns_per_cost = 10'000;  // time from hand-out to end per unit of cost, for slack
 };
 
@@ -76,6 +78,9 @@ struct Order {
   // From this time on the call goes before all keys, in order of this time.
   TimeNs lift_at = kNever;
   PickReason lift = PickReason::kAged;
+  // After this time the lift is of no use (the deadline is missed): then `aged_at` takes its place.
+  TimeNs lift_until = kNever;
+  TimeNs aged_at = kNever;
   int64_t age = 0;  // of its program; smaller = older
 };
 

@@ -27,6 +27,7 @@ void SizeHistogram::OnProgress(double from, double to) {
 
 void SizeHistogram::OnEnd(double total) {
   ended_[static_cast<size_t>(BucketOf(total))] += 1;
+  ++ends_;
   stale_ = true;
 }
 
@@ -58,7 +59,7 @@ double SizeHistogram::Residual(double attained, double fallback) const {
   if (stale_) Refresh();
   const int b = BucketOf(attained);
   const double here = residual_[static_cast<size_t>(b)];
-  if (here <= 0) return std::max(attained, fallback);
+  if (here <= 0) return fallback;
   const double start = BucketStart(b), end = BucketStart(b + 1);
   const double next = b + 1 < kBuckets ? residual_[static_cast<size_t>(b) + 1] : 0;
   const double t = std::clamp((attained - start) / (end - start), 0.0, 1.0);
@@ -83,8 +84,8 @@ void ProgramSizes::OnEnd(std::string_view workflow_class, double total) {
 
 double ProgramSizes::Residual(std::string_view workflow_class, double attained, double fallback) const {
   auto it = classes_.find(workflow_class);
-  if (it != classes_.end() && it->second.seen() >= kEnough) return it->second.Residual(attained, fallback);
-  return all_.seen() >= kEnough ? all_.Residual(attained, fallback) : std::max(attained, fallback);
+  if (it != classes_.end() && it->second.ended() >= kEnough) return it->second.Residual(attained, fallback);
+  return all_.ended() >= kEnough ? all_.Residual(attained, fallback) : fallback;
 }
 
 }  // namespace agentserve::router

@@ -24,7 +24,7 @@ class SizeHistogram {
   // E[total - attained | total > attained]. At least what the hazard at `attained` gives where data ends: a program
   // that outlived all others is expected to need as much again. `fallback` stands in for missing data.
   double Residual(double attained, double fallback) const;
-  double seen() const { return seen_; }
+  uint64_t ended() const { return ends_; }
 
   static double BucketStart(int b);
   static int BucketOf(double cost);
@@ -34,6 +34,7 @@ class SizeHistogram {
 
   std::array<double, kBuckets> entered_{}, ended_{};
   double seen_ = 0;
+  uint64_t ends_ = 0;
   mutable std::array<double, kBuckets> residual_{};  // at the start of each bucket
   mutable bool stale_ = true;
 };
@@ -44,9 +45,9 @@ class ProgramSizes {
   explicit ProgramSizes(size_t most_classes = 256) : most_(most_classes) {}
   void OnProgress(std::string_view workflow_class, double from, double to);
   void OnEnd(std::string_view workflow_class, double total);
-  // Of the class if it has kEnough programs, else of all.
+  // Of the class if it has kEnough programs that ended, else of all, else `fallback`.
   double Residual(std::string_view workflow_class, double attained, double fallback) const;
-  static constexpr double kEnough = 8;
+  static constexpr uint64_t kEnough = 8;
 
  private:
   SizeHistogram* Of(std::string_view workflow_class);

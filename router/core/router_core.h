@@ -173,7 +173,7 @@ class RouterCore {
   CallFeatures Features(const Request& r) const;
   void Learn(const Request& r, double cost, TimeNs now);
   double ActualCost(const Request& r) const;
-  double CostLeft(const Request& r, uint32_t generated) const;
+  double CostLeft(const Request& r, uint32_t generated, bool plain = false) const;
   double RemainingCost(const Request& r, const Program* p, double call_cost) const;
   Order OrderOf(const Sequence& s, const Request& r, const Program* p) const;
   void ReorderProgram(Program* p);
@@ -200,7 +200,7 @@ class RouterCore {
   void ReleaseHeld(Request* r, TimeNs now);
   void Pump(TimeNs now);
   bool DispatchOne(TimeNs now);
-  bool SomeCapacity() const;
+  bool SomeCapacity(TimeNs now);
   PlacementQuery QueryFor(const Sequence& s, const Request& r, const CallQueue::Pick& pick) const;
   bool TryPlace(Sequence* s, CallQueue::Pick* pick, PlacementQuery* q, Placement* p, TimeNs now);
   bool WaitsForSticky(Sequence* s, const PlacementQuery& q, const Placement& p, TimeNs now);
@@ -256,7 +256,7 @@ class RouterCore {
   OutputPredictor predictor_;
   ProgramSizes sizes_;
   OrderContext order_context_;
-  uint64_t learned_calls_ = 0;
+  uint64_t learned_calls_ = 0, estimated_calls_ = 0;
   PrefixMemory prefixes_;
   ToolStats tool_stats_;
   DecisionLog decisions_;
@@ -283,6 +283,9 @@ class RouterCore {
   // For the decision being made.
   std::vector<std::string> preempted_;
   TimeNs decided_at_ = 0;
+  // When no worker could take even the smallest call for the last time, and why.
+  TimeNs full_at_ = -1;
+  WaitReason full_why_ = WaitReason::kNoWorker;
   // One timer per request: queue timeout or deadline.
   std::set<std::pair<TimeNs, RequestKey>> timers_;
   std::set<std::pair<TimeNs, SeqId>> finishing_;

@@ -76,16 +76,19 @@ uint32_t RouterCore::ExpectedOutput(const Request& r, const Sequence& s) const {
     const uint32_t hint = r.sub.agent.osl_hint.value_or(config_.expected_output_tokens);
     return std::min(left, std::clamp<uint32_t>(hint, 1, 8 * config_.expected_output_tokens));
   }
-  const auto likely = static_cast<uint32_t>(r.prediction.Above(kZ70));
+  const auto likely = static_cast<uint32_t>(std::max(r.prediction.Above(kZ70), r.plain.Median()));
   return std::min(left, likely > done ? likely - done : std::max(1u, done / 2));
 }
 
 // Whether any worker could take even the smallest call. O(workers), before anything is looked at more closely.
-bool RouterCore::SomeCapacity() const {
+bool RouterCore::SomeCapacity(TimeNs now) {
   PlacementQuery q;
   q.tokens = 1;
   q.overflow = most_overflow_;
-  return AnyCapacity(workers_, config_, q);
+  if (AnyCapacity(workers_, config_, q, &full_why_)) return true;
+  full_at_ = now;
+  ++decision_stats_.wait[static_cast<size_t>(full_why_)];
+  return false;
 }
 
 PlacementQuery RouterCore::QueryFor(const Sequence& s, const Request& r, const CallQueue::Pick& pick) const {
@@ -96,7 +99,11 @@ PlacementQuery RouterCore::QueryFor(const Sequence& s, const Request& r, const C
   if (p != nullptr) q.sticky = p->last_decode;
   if (!queue_.lane(r.lane).policy.agent) return q;
   const AgentPolicyOptions& o = config_.agent;
-  q.fresh = o.gate && r.fresh && pick.reason != PickReason::kAged && pick.reason != PickReason::kDeadline;
+  if (o.gate && !pick.through_gate) {
+    const Worker* last = p == nullptr ? nullptr : workers_.Find(p->last_decode);
+    q.fresh = true;
+    q.resident = last != nullptr && (p->Running() > 1 || gate_.Resident(p->serial, *last));
+  }
   q.by_prefix = o.route;
   q.append_local = o.placement;
   if (o.route && !r.fresh) q.wait_for_tokens = config_.prefill_threshold;
@@ -162,7 +169,7 @@ bool RouterCore::PreemptFor(const Request& r, TimeNs now) {
 }
 
 bool RouterCore::DispatchOne(TimeNs now) {
-  if (running_hard_.empty() && !SomeCapacity()) return false;
+  if (running_hard_.empty() && !SomeCapacity(now)) return false;
   if (config_.agent.gate && now != gates_at_) {
     gates_at_ = now;
     for (auto& [id, w] : workers_.all()) {
@@ -183,7 +190,7 @@ bool RouterCore::DispatchOne(TimeNs now) {
       ++s->attempt;
       decided_at_ = now;
       RecordDecision(*s, r, pick, p, q);
-      const double cost = CostLeft(r, static_cast<uint32_t>(s->generated.size())) / r.sub.n;
+      const double cost = CostLeft(r, static_cast<uint32_t>(s->generated.size()), /*plain=*/true) / r.sub.n;
       RequestOf(*s).charged += cost;
       Dequeue(s);
       queue_.Taken(pick, cost);
@@ -214,6 +221,9 @@ void RouterCore::Dispatch(Sequence* s, const Placement& p, TimeNs now) {
   if (!s->first_dispatch_done) {
     s->first_dispatch_done = true;
     s->timeline.queue_ms = base::ToMs(now - r.queued_since);
+  }
+  if (const Program* program = r.program.empty() ? nullptr : programs_.Find(r.program); program != nullptr) {
+    gate_.OnBack(program->serial);
   }
   s->dispatched_at = now;
   s->attached = false;

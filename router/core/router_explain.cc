@@ -27,6 +27,10 @@ void RouterCore::FillRecord(const Sequence& s, const Request& r, DecisionRecord*
   d->overtaken = s.overtaken;
   for (size_t i = 0; i < kNumWaitReasons; ++i) d->waited_for[i] = s.waits.count[i];
   d->last_wait = s.waits.last;
+  if (d->last_wait || decided_at_ <= s.queued_at) return;
+  // Never looked at closely: no worker had room for anything, or others were ahead.
+  const WaitReason behind = queue_.active_lanes() > 1 ? WaitReason::kShare : WaitReason::kBehind;
+  d->last_wait = full_at_ >= s.queued_at ? full_why_ : behind;
 }
 
 void RouterCore::RecordDecision(const Sequence& s, const Request& r, const CallQueue::Pick& pick, const Placement& p,
@@ -71,8 +75,7 @@ std::optional<DecisionRecord> RouterCore::DecisionOf(RequestKey key) const {
   }
   DecisionRecord d;
   FillRecord(seq->second, r, &d);
-  // Never looked at since it came: others are ahead of it.
-  if (!d.last_wait) d.last_wait = queue_.active_lanes() > 1 ? WaitReason::kShare : WaitReason::kBehind;
+  if (!d.last_wait) d.last_wait = full_at_ >= seq->second.queued_at ? full_why_ : WaitReason::kBehind;
   return d;
 }
 

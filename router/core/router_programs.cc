@@ -8,10 +8,13 @@
 namespace agentserve::router {
 namespace {
 
-// A program without a call for this long has ended, as far as learning goes; longer than nearly all tool runs.
+// A program without a call for this long has ended, as far as learning goes; longer than nearly all tool runs. Where
+// gaps are known to be short, four times as long as nearly all of them is enough to tell.
 constexpr TimeNs kRetireAfter = 900 * base::kNsPerSecond;
+constexpr double kGapsToKnow = 32;
 // Means of costs follow a change within some hundred calls.
 constexpr double kRate = 1.0 / 256;
+constexpr double kGuessedCalls = 4;
 constexpr uint32_t kMostStepsHint = 10'000;
 
 // Nobody's programs shape another tenant's estimates.
@@ -54,9 +57,9 @@ void RouterCore::JoinProgram(Request* r, TimeNs now) {
   if (p.live_calls == 0) {
     ++lane.programs;
     p.width = 0;
-    gate_.OnBack(p.serial);
     idle_programs_.erase({p.retire_at, p.serial});
   }
+  gate_.OnReady(p.serial, true);
   if (p.phase == Program::Phase::kTool && p.tool_started > 0) {
     const double gap = base::ToMs(now - p.tool_started);
     const std::string& tool = agent.tool_name.empty() ? p.tool_name : agent.tool_name;
@@ -82,8 +85,17 @@ void RouterCore::Estimate(Request* r, const Program* p) {
   r->step = std::max(r->sub.agent.step_index, p == nullptr ? 0 : p->calls - 1);
   r->new_tokens = prompt - std::min(prompt - 1, p == nullptr ? 0 : p->context_tokens);
   if (p != nullptr) r->program_outputs = p->outputs;
-  r->prediction = predictor_.Predict(Features(*r));
+  CallFeatures features = Features(*r);
+  r->prediction = r->plain = predictor_.Predict(features);
+  if (features.osl_hint) {
+    features.osl_hint.reset();
+    r->plain = predictor_.Predict(features);
+  }
   r->difficulty = predictor_.Classify(r->prediction.Median());
+  if (learned_calls_ > 0) return;
+  // Nothing has ended yet: the mean of what is expected stands in for the mean of what was.
+  ++estimated_calls_;
+  order_context_.mean_call_cost += (CostLeft(*r, 0) - order_context_.mean_call_cost) / double(estimated_calls_);
 }
 
 CallFeatures RouterCore::Features(const Request& r) const {
@@ -104,10 +116,11 @@ CallFeatures RouterCore::Features(const Request& r) const {
 }
 
 // Expected cost of a call of which `generated` tokens are out.
-double RouterCore::CostLeft(const Request& r, uint32_t generated) const {
+double RouterCore::CostLeft(const Request& r, uint32_t generated, bool plain) const {
   const double prompt = static_cast<double>(r.sub.prompt->size());
   // A call that has outlived its prediction is expected to go on for half as long again.
-  const double left = std::max(r.prediction.Mean() - generated, generated / 2.0 + 1);
+  const double mean = (plain ? r.plain : r.prediction).Mean();
+  const double left = std::max(mean - generated, generated / 2.0 + 1);
   const double fresh = generated > 0 ? prompt + generated : r.new_tokens;
   return r.sub.n * config_.agent.cost.Call(fresh, prompt + generated, left);
 }
@@ -121,14 +134,15 @@ double RouterCore::RemainingCost(const Request& r, const Program* p, double call
   if (p == nullptr) return call_cost;
   const AgentInfo& a = r.sub.agent;
   if (a.final) return call_cost;
+  const double own = (p->attained + call_cost) / p->calls;  // mean of its calls
   std::optional<uint32_t> steps_left = a.steps_left_hint;
   if (!steps_left && a.total_calls_hint && *a.total_calls_hint >= p->calls) steps_left = *a.total_calls_hint - p->calls;
   if (steps_left) {
-    const uint32_t done = p->calls - std::min(p->calls, p->live_calls);
-    const double per_call = done > 0 ? p->attained / done : order_context_.mean_call_cost;
-    return call_cost + std::min(*steps_left, kMostStepsHint) * per_call;
+    return call_cost + std::min(*steps_left, kMostStepsHint) * own;
   }
-  return std::max(call_cost, sizes_.Residual(SizeClass(a, p->workflow_class), p->attained, call_cost));
+  // Before programs were seen to end: a few calls like its own, and half as much again as it had once it had those.
+  const double guess = std::max(kGuessedCalls * own - p->attained, p->attained / 2);
+  return std::max(call_cost, sizes_.Residual(SizeClass(a, p->workflow_class), p->attained, guess));
 }
 
 Order RouterCore::OrderOf(const Sequence& s, const Request& r, const Program* p) const {
@@ -162,6 +176,11 @@ Order RouterCore::OrderOf(const Sequence& s, const Request& r, const Program* p)
     view.path = p->path;
   }
   view.remaining = RemainingCost(r, p, call.cost);
+  if (p != nullptr && queue_.lane(r.lane).policy.agent) {
+    const double horizon_ms = std::max(1000.0, config_.agent.horizon_scale * order_context_.mean_wait_ms);
+    const GapHistogram& gaps = tool_stats_.Best(p->workflow_class, p->tool_name);
+    if (gaps.weight() > 0) view.soon = ProbReturnWithin(gaps, p->gaps, 0, horizon_ms);
+  }
   view.virtual_finish = r.virtual_finish;
   return queue_.lane(r.lane).policy.order(call, view, order_context_);
 }
@@ -189,8 +208,10 @@ void RouterCore::ReorderProgram(Program* p) {
 
 void RouterCore::Learn(const Request& r, double cost, TimeNs now) {
   ++learned_calls_;
-  const double rate = std::max(kRate, 1.0 / static_cast<double>(learned_calls_));
+  // The estimate from before counts as 16 calls.
+  const double rate = std::max(kRate, 1.0 / static_cast<double>(learned_calls_ + 16));
   order_context_.mean_call_cost += rate * (cost - order_context_.mean_call_cost);
+  order_context_.mean_wait_ms += rate * (r.timeline.queue_ms - order_context_.mean_wait_ms);
   const double served_ns = static_cast<double>(now - r.sub.arrival) - r.timeline.queue_ms * 1e6;
   if (served_ns > 0) {
     order_context_.ns_per_cost += rate * (served_ns / std::max(cost, 1.0) - order_context_.ns_per_cost);
@@ -234,9 +255,14 @@ void RouterCore::LeaveProgram(const Request& r, EndReason reason, TimeNs now) {
     return;
   }
   p->retire_at = now + kRetireAfter;
+  if (const GapHistogram& gaps = tool_stats_.Best(p->workflow_class, p->tool_name); gaps.returned() >= kGapsToKnow) {
+    const double long_ms = std::max(1000.0, 4 * gaps.Quantile(0.99));
+    p->retire_at = now + std::min(kRetireAfter, static_cast<TimeNs>(long_ms * 1e6));
+  }
   idle_programs_.emplace(std::pair(p->retire_at, p->serial), p->key);
-  if (p->last_decode.value != 0) {
-    gate_.OnIdle(p->serial, p->last_decode, {p->context_tokens, now, p->workflow_class, p->tool_name, p->gaps});
+  gate_.OnReady(p->serial, false);
+  if (r.last_decode.value != 0) {
+    gate_.OnIdle(p->serial, p->last_decode, {p->context_tokens, now, false, p->workflow_class, p->tool_name, p->gaps});
   }
 }
 

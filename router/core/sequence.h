@@ -97,6 +97,7 @@ struct Request {
   uint32_t queue_depth = 0;
   LengthSummary program_outputs;
   Prediction prediction;
+  Prediction plain;  // without the caller's hint: what counts where tenants meet
   Difficulty difficulty = Difficulty::kMedium;
   LaneId lane = 0;
   double path_before = 0;     // Program::path when it came

@@ -207,7 +207,8 @@ void AppendTimes(const rpc::Decision& d, std::string* out) {
     constexpr size_t kWidth = 30;
     const auto bar = static_cast<size_t>(std::clamp(ms / total, 0.0, 1.0) * kWidth + 0.5);
     char row[128];
-    std::snprintf(row, sizeof(row), "  %-13s %10.1f ms  %-30s", name, ms, std::string(bar, '#').c_str());
+    const char* const format = note.empty() ? "  %-13s %10.1f ms  %s" : "  %-13s %10.1f ms  %-30s";
+    std::snprintf(row, sizeof(row), format, name, ms, std::string(bar, '#').c_str());
     Line(out, "", StrCat(row, note.empty() ? "" : " ", note));
   }
   if (t.migrations() > 0) Line(out, "", StrCat("moved to another worker ", t.migrations(), " times"));

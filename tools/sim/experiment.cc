@@ -72,7 +72,7 @@ absl::StatusOr<double> MeasureSaturation(const workload::Workload& w, const Cali
   double best = 0;
   // Beyond 64 batches of sessions per worker everything waits anyway.
   const uint32_t batch = (base.max_batch > 0 ? base.max_batch : c.max_batch) * base.decode_workers;
-  for (uint32_t population = std::max(4u, batch / 4); population <= 64 * batch; population *= 2) {
+  for (uint32_t population = std::max(4u, batch / 16); population <= 64 * batch; population *= 2) {
     SimOptions o = base;
     o.policy = "fifo";
     o.arrivals = workload::ArrivalKind::kClosed;

@@ -29,11 +29,11 @@ def experiments(scale):
     def seconds(v):
         return str(int(v * scale))
     coding = ["--workload", "coding", "--jobs-per-session", "3", "--tool-cap", "60", "--think-cap", "60",
-              "--calibration", "h200-3b", "--block-tokens", "64", "--duration", seconds(6000), "--warmup",
+              "--calibration", "h200-3b", "--block-tokens", "64", "--duration", seconds(5000), "--warmup",
               seconds(1500), "--seeds", "3", "--tenants", "8"]
     host = coding + ["--host-gib", "256"]
-    mix = ["--workload", "mix", "--programs", "4000", "--max-batch", "64", "--kv-gib", "8", "--duration", seconds(300),
-           "--warmup", seconds(60), "--seeds", "3"]
+    mix = ["--workload", "mix", "--programs", "4000", "--max-batch", "64", "--kv-gib", "8", "--duration", seconds(160),
+           "--warmup", seconds(40), "--seeds", "3"]
     burst = ["--arrivals", "trace", "--calibration", "a10g-published", "--exact-max-tokens"]
     out = {
         "published_trajectories": (["--workload", "published-trajectories", "--max-batch", "4", "--policy",
@@ -44,10 +44,12 @@ def experiments(scale):
         "published_ablation": (["--workload", "published-ablation", "--max-batch", "20", "--batch-cap", "16",
                                 "--policy", PUBLISHED] + burst, True),
         "coding": (coding + ["--policy", ABLATION, "--load", "0.85,1.0,1.1"], True),
-        "coding_host": (host + ["--policy", "fifo,program-fifo,agent/layers=none,agent,srpt-oracle/inf", "--load",
+        "coding_host": (host + ["--policy", PUBLISHED + ",srpt-oracle/inf,agent/layers=none,agent/none,agent/full", "--load",
                                 "0.85,1.0,1.1"], True),
+        "mix_host": (mix + ["--host-gib", "64", "--policy", BASELINES + ",agent,agent/layers=none,srpt-oracle,"
+                            "srpt-oracle/inf", "--load", "0.85,1.0,1.1"], False),
         "coding_layers": (coding + ["--policy", LAYERS + ",srpt-oracle/inf", "--load", "1.0"], True),
-        "mix": (mix + ["--policy", ABLATION, "--load", "0.5,0.7,0.85,1.0,1.1"], False),
+        "mix": (mix + ["--policy", ABLATION, "--load", "0.7,0.85,1.0,1.1"], False),
         "mix_layers": (mix + ["--policy", LAYERS + ",srpt-oracle/inf", "--load", "1.0"], False),
         "mix_bursty": (mix + ["--policy", BASELINES + ",agent,srpt-oracle,srpt-oracle/inf", "--load", "0.85",
                               "--arrivals", "gamma"], False),

@@ -204,6 +204,57 @@ TEST(Fidelity, FastAgreesWithCores) {
   }
 }
 
+// Host memory behind a small pool: loads instead of computing, in both worker models alike.
+TEST(Fidelity, HostTier) {
+  const workload::Workload w = Mix(300);
+  Calibration k = Small();
+  SimOptions o = Short();
+  o.policy = "agent";
+  o.host_gib = 8;
+  o.check_every = 1000;
+  const auto fast = Simulate(w, k, o);
+  o.core_workers = true;
+  const auto core = Simulate(w, k, o);
+  ASSERT_TRUE(fast.ok() && core.ok());
+  std::printf("host tier: core/fast hit %.3f/%.3f (bound %.3f) TTFT %.4f/%.4f s\n", core->figures.hit_rate,
+              fast->figures.hit_rate, core->figures.hit_rate_bound, core->figures.ttft_s.mean,
+              fast->figures.ttft_s.mean);
+  EXPECT_LT(std::abs(fast->figures.hit_rate - core->figures.hit_rate), 0.03);
+  EXPECT_LT(Off(fast->figures.all.jct.mean, core->figures.all.jct.mean), 0.05);
+  EXPECT_GT(fast->figures.hit_rate, fast->figures.hit_rate_bound - 0.1);
+}
+
+// Jobs end, whatever the policy: nobody is left behind for good.
+TEST(Simulate, EveryPolicyServesAll) {
+  const workload::Workload w = Mix(100);
+  SimOptions o = Short();
+  o.duration_s = 20, o.warmup_s = 1, o.rate = 6;
+  o.tenants = 0;
+  size_t jobs = 0;
+  for (const char* policy : {"fifo", "program-fifo", "priority", "plas", "hrrn", "justitia", "srpt-oracle", "agent"}) {
+    o.policy = policy;
+    const auto r = Simulate(w, Small(), o);
+    ASSERT_TRUE(r.ok()) << r.status().message();
+    EXPECT_EQ(r->figures.failed, 0u) << policy;
+    EXPECT_FALSE(r->gave_up) << policy;
+    EXPECT_GT(r->figures.jobs, 50u) << policy;
+    jobs = std::max(jobs, r->figures.jobs);
+  }
+  EXPECT_GT(jobs, 0u);
+}
+
+TEST(Simulate, ManyWorkers) {
+  const workload::Workload w = Mix(2000);
+  SimOptions o = Short();
+  o.decode_workers = 1000;
+  o.prefill_workers = 24;
+  o.duration_s = 2, o.warmup_s = 0.5, o.rate = 300;
+  o.limit_s = 60;
+  const auto r = Simulate(w, Small(), o);
+  ASSERT_TRUE(r.ok()) << r.status().message();
+  EXPECT_GT(r->calls_ended, 500u);
+}
+
 TEST(Simulate, RefusesNonsense) {
   const workload::Workload w = Mix(3);
   SimOptions o = Short();

@@ -97,6 +97,24 @@ TEST(Generate, SameSeedSameWorkloadAndRowsRoundTrip) {
   EXPECT_THAT(std::string(Generate(unknown).status().message()), testing::HasSubstr("known are: react"));
 }
 
+TEST(Generate, ScaledAndForgetfulOnesAreValid) {
+  GenerateOptions o;
+  o.programs = 80;
+  Workload w = *Generate(o);
+  const size_t calls = w.calls();
+  Scale(0.05, 0.1, &w);
+  EXPECT_TRUE(Validate(w).ok()) << Validate(w).message();
+  ForgetOutputs(&w);
+  EXPECT_TRUE(Validate(w).ok());
+  EXPECT_EQ(w.calls(), calls);
+  for (const Program& p : w.programs) {
+    for (const Call& c : p.calls) {
+      if (c.ref == kNone) continue;
+      EXPECT_LE(c.lcp, p.calls[c.ref].in);
+    }
+  }
+}
+
 TEST(Arrivals, MeanGapIsOneOverRate) {
   for (ArrivalKind k : {ArrivalKind::kPoisson, ArrivalKind::kGamma, ArrivalKind::kOnOff}) {
     ArrivalGaps gaps(k, 5, 3);

@@ -180,7 +180,7 @@ class UpTest(unittest.TestCase):
     def test_bad_settings(self):
         for args, code, words in [
             (["--model", "/nonexistent"], 3, "--model /nonexistent is not a folder"),
-            (["--policy", "lifo"], 2, "--policy is 'lifo'; it must be one of program-fifo, fifo, priority"),
+            (["--policy", "lifo"], 2, "--policy is 'lifo'; it must be one of agent, fifo, program-fifo"),
             (["--decode", "0"], 2, "--decode is 0; it must be 1 to 64"),
             (["--bin-dir", "/nonexistent"], 2, "/nonexistent/agentserve-gateway is missing"),
             (["--decod", "1"], 2, "did you mean --decode?"),

@@ -143,7 +143,7 @@ absl::Status ValidateUpConfig(const UpConfig& c) {
   if (!(c.gpu_memory_utilization >= 0.05 && c.gpu_memory_utilization <= 1)) {
     s.Update(absl::InvalidArgumentError("--gpu-memory-utilization must be 0.05 to 1"));
   }
-  s.Update(OneOf("policy", c.policy, {"program-fifo", "fifo", "priority"}));
+  s.Update(OneOf("policy", c.policy, c.policies));
   s.Update(OneOf("kv-transport", c.kv_transport, {"auto", "mapped", "staged", "stream"}));
   s.Update(InRange("prefill", c.prefill, 0, kMaxWorkersPerRole));
   s.Update(InRange("decode", c.decode, 1, kMaxWorkersPerRole));

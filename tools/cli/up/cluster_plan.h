@@ -19,6 +19,7 @@ struct UpConfig {
   std::string host = "127.0.0.1";
   int port = 8000;
   std::string policy = "program-fifo";
+  std::vector<std::string> policies = {"program-fifo"};  // that the router has
   std::vector<std::string> api_keys;
   int threads = 0;
   int kv_memory_mib = 0;

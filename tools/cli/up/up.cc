@@ -11,6 +11,7 @@
 #include "base/status_macros.h"
 #include "base/strings.h"
 #include "base/version.h"
+#include "router/core/policy.h"
 #include "tools/cli/cluster_client.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/paths.h"
@@ -44,7 +45,10 @@ void AddFlags(UpConfig* c, base::FlagSet* flags) {
   flags->Add("gpu-memory-utilization", &c->gpu_memory_utilization,
              "share of each GPU's memory to use, divided among the workers on it", "Cluster");
   flags->Add("kv-transport", &c->kv_transport, "how KV blocks travel: auto, mapped, staged or stream", "Cluster");
-  flags->Add("policy", &c->policy, "order of requests: program-fifo, fifo or priority", "Cluster");
+  c->policies.clear();
+  for (const auto& p : router::Policies()) c->policies.emplace_back(p.name);
+  flags->Add("policy", &c->policy, "order of requests, e.g. agent, program-fifo, fifo (agentserve-router --help)",
+             "Cluster");
   flags->Add("kvstore", &c->kvstore, "run the block directory", "Cluster");
   flags->Add("host", &c->host, "address of the HTTP gateway; 0.0.0.0 = reachable from other machines", "Network");
   flags->Add("port", &c->port, "port of the HTTP gateway; 0 = any free one", "Network");
