@@ -4,7 +4,7 @@
 namespace agentserve::kernels::cuda {
 
 cudaError_t LaunchPrefill128(const PrefillLaunch& launch, const LaunchContext& context) {
-  return LaunchPrefill<PrefillConfig<128, 2, 1, 3, true, true>>(launch, context);
+  return LaunchPrefill<PrefillConfig<128, 2, 1, 3>>(launch, context);
 }
 
 }  // namespace agentserve::kernels::cuda

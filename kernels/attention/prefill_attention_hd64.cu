@@ -4,7 +4,7 @@
 namespace agentserve::kernels::cuda {
 
 cudaError_t LaunchPrefill64(const PrefillLaunch& launch, const LaunchContext& context) {
-  return LaunchPrefill<PrefillConfig<64, 3, 2, 3, false, true>>(launch, context);
+  return LaunchPrefill<PrefillConfig<64, 3, 2, 3>>(launch, context);
 }
 
 }  // namespace agentserve::kernels::cuda

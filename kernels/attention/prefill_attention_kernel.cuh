@@ -14,12 +14,10 @@
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/prefill_attention_hopper.h"
 #include "kernels/attention/prefill_attention_producers.cuh"
-#include "kernels/attention/prefill_growth.cuh"
 #include "kernels/attention/prefill_softmax.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/pdl.cuh"
 #include "kernels/tile/mbarrier.cuh"
-#include "kernels/tile/mma.cuh"
 #include "kernels/tile/wgmma.cuh"
 
 namespace agentserve::kernels::cuda {
@@ -33,7 +31,7 @@ struct WarpgroupTiles {
 template <typename C>
 __device__ __forceinline__ WarpgroupTiles TilesOf(const PrefillItem& item, int warpgroup) {
   // A warpgroup without rows computes one tile for nothing, so that all run the same code.
-  const int first = Uniform(item.position) + warpgroup * 64, rows = min(64, Uniform(item.rows) - warpgroup * 64);
+  const int first = item.position + warpgroup * 64, rows = min(64, item.rows - warpgroup * 64);
   return {(first + 1) / C::kN, rows <= 0 ? 1 : (first + rows - 1) / C::kN + 1};
 }
 
@@ -58,39 +56,15 @@ __device__ __forceinline__ void ClearValues(uint8_t* v, int row_begin, int row_e
   NamedBarrierSync(8 + warpgroup, 128);
 }
 
-// Queries of a warpgroup as A operands in registers, if that is chosen, else where they lie in shared memory.
 template <typename C>
-struct Queries {
-  uint32_t a[C::kQueriesInRegisters ? C::kD / 16 : 1][4];
-  const uint8_t* shared;
-
-  __device__ __forceinline__ void Load(const uint8_t* q) {
-    shared = q;
-    if constexpr (C::kQueriesInRegisters) {
-      const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4;
-      const uint32_t row = warp * 16 + lane % 16, at = SharedAddress(q);
-#pragma unroll
-      for (int kk = 0; kk < C::kD / 16; ++kk) {
-        LdMatrixX4(a[kk], at + kk / 4 * (C::kM * 128) + row * 128 + ((kk % 4 * 2 + lane / 16) ^ (row % 8)) * 16);
-      }
-    }
-  }
-};
-
-template <typename C>
-__device__ __forceinline__ void IssueScores(const Queries<C>& q, const uint8_t* k, float (&s)[C::kN / 2]) {
-  const uint64_t a = DescriptorKMajor(q.shared), b = DescriptorKMajor(k);
+__device__ __forceinline__ void IssueScores(const uint8_t* q, const uint8_t* k, float (&s)[C::kN / 2]) {
+  const uint64_t a = DescriptorKMajor(q), b = DescriptorKMajor(k);
 #pragma unroll
   for (int kk = 0; kk < C::kD / 16; ++kk) {
     const uint32_t half = kk / 4, column = kk % 4 * 32;
-    const uint64_t keys = DescriptorAdvance(b, half * (C::kN * 128) + column);
-    if constexpr (C::kQueriesInRegisters) {
-      Wgmma<C::kN>::template RS<BMajor::kK>(s, q.a[kk], keys, kk > 0);
-    } else {
-      Wgmma<C::kN>::template SS<BMajor::kK>(s, DescriptorAdvance(a, half * (C::kM * 128) + column), keys, kk > 0);
-    }
+    Wgmma<C::kN>::template SS<BMajor::kK>(s, DescriptorAdvance(a, half * (C::kM * 128) + column),
+                                          DescriptorAdvance(b, half * (C::kN * 128) + column), kk > 0);
   }
-  WgmmaCommit();
 }
 
 template <typename C>
@@ -101,7 +75,6 @@ __device__ __forceinline__ void IssueValues(const uint32_t (&p)[C::kN / 16][4], 
   for (int kk = 0; kk < C::kN / 16; ++kk) {
     Wgmma<C::kD>::template RS<BMajor::kMn>(o, p[kk], DescriptorAdvance(b, kk * 2048), true);
   }
-  WgmmaCommit();
 }
 
 // Four lanes hold 8 columns of a row between them, 4 bytes each, for four groups of columns (word j: group j). After
@@ -151,13 +124,10 @@ __device__ __forceinline__ void StoreOutput(const PrefillAttentionParams& p, con
 
 // Turns keep the warpgroups out of phase, so that one computes powers while another uses the tensor cores: each issues
 // when the scores of the one before are complete.
-template <typename C>
-__device__ __forceinline__ void TakeTurn(int warpgroup) {
-  if (C::kTurns) NamedBarrierSync(1 + warpgroup, 256);
-}
+__device__ __forceinline__ void TakeTurn(int warpgroup) { NamedBarrierSync(1 + warpgroup, 256); }
 template <typename C>
 __device__ __forceinline__ void PassTurn(int warpgroup) {
-  if (C::kTurns) NamedBarrierArrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
+  NamedBarrierArrive(1 + (warpgroup + 1) % C::kWarpgroups, 256);
 }
 
 template <typename C>
@@ -165,11 +135,33 @@ struct Consumer {
   const PrefillLaunch& launch;
   PrefillShared<C>& shared;
   const int warpgroup;
-  RingPosition<C::kStages> at = {};  // of the tile in work
+  RingPosition<C::kStages> at = {};
 
   // One arrival per warp, which has converged since its last use.
   __device__ __forceinline__ void Release(uint64_t* barrier) {
     if (threadIdx.x % 32 == 0) MbarrierArrive(barrier);
+  }
+
+  // Probabilities of the scores in s, and the values of `tile` in place. The item stays in shared memory: registers are
+  // short, and few steps are masked.
+  __device__ __forceinline__ void Weigh(const PrefillItem& item, int tile, bool masked, uint32_t stage, uint32_t phase,
+                                        float (&s)[C::kN / 2], SoftmaxState& state, uint32_t (&p)[C::kN / 16][4],
+                                        float (&o)[C::kD / 2]) {
+    int limit[2] = {0, 0};
+    if (masked) {
+      LastKeys(item, warpgroup, limit);
+      const int column = tile * C::kN + static_cast<int>(threadIdx.x) % 4 * 2;
+      limit[0] -= column;
+      limit[1] -= column;
+    }
+    SoftmaxStep<C::kN, C::kD>(s, launch.scale_log2, tile == 0, masked, limit, state, p, o);
+    Wait(&shared.v_full[stage], phase);
+    if (masked) {
+      const int rest = Uniform(item.position + item.rows) - tile * C::kN, page_rows = launch.page_rows;
+      if (rest < C::kN && rest % page_rows != 0) {
+        ClearValues<C>(shared.v[stage], rest, rest + page_rows - rest % page_rows, warpgroup);
+      }
+    }
   }
 
   // Waits for the products just issued, all but the last kPending groups: the next warpgroup's turn depends on them.
@@ -179,81 +171,6 @@ struct Consumer {
     PassTurn<C>(warpgroup);
   }
 
-  // Scores of `tile` to probabilities, and its values in place. The item stays in shared memory: registers are short,
-  // and few steps are masked.
-  __device__ __forceinline__ void Weigh(const PrefillItem& item, int tile, bool masked, const Queries<C>& q,
-                                        float (&s)[C::kN / 2], SoftmaxState& state, uint32_t (&p)[C::kN / 16][4],
-                                        float (&o)[C::kD / 2]) {
-    int limit[2] = {C::kN, C::kN};
-    if (masked) {
-      LastKeys(item, warpgroup, limit);
-      const int column = tile * C::kN + static_cast<int>(threadIdx.x) % 4 * 2;
-      limit[0] -= column;
-      limit[1] -= column;
-    }
-    // Asked now, needed after the powers: the answer takes a while.
-    const bool ready = MbarrierTestWait(&shared.v_full[at.index], at.phase);
-    float sum[2];
-    if (__builtin_expect(SoftmaxStep<C::kN>(s, launch.scale_log2, tile == 0, masked, limit, state, p, sum), false)) {
-      MoveReferences<C>(SharedAddress(q.shared), SharedAddress(shared.k[at.index]), launch.scale_log2, limit, state, p,
-                        sum, o);
-    }
-    state.sum[0] += sum[0];
-    state.sum[1] += sum[1];
-    __syncwarp();
-    Release(&shared.k_empty[at.index]);
-    if (!ready) Wait(&shared.v_full[at.index], at.phase);
-    if (masked) {
-      const int rest = Uniform(item.position + item.rows) - tile * C::kN, page_rows = launch.page_rows;
-      if (rest < C::kN && rest % page_rows != 0) {
-        ClearValues<C>(shared.v[at.index], rest, rest + page_rows - rest % page_rows, warpgroup);
-      }
-    }
-  }
-
-  // A tile that is not the warpgroup's last. On entry and on return its scores, then the next one's, are under way, and
-  // the values of the tile before.
-  __device__ __forceinline__ void Tile(const PrefillItem& item, int tile, bool masked, const Queries<C>& q,
-                                       float (&s)[C::kN / 2], SoftmaxState& state, uint32_t (&p)[C::kN / 16][4],
-                                       float (&o)[C::kD / 2]) {
-    WgmmaWait<0>();
-    KeepInRegisters(s);
-    KeepInRegisters(o);
-    if (tile > 0) Release(&shared.v_empty[at.index == 0 ? C::kStages - 1 : at.index - 1]);
-    RingPosition<C::kStages> next = at;
-    next.Advance();
-    const bool ready = MbarrierTestWait(&shared.k_full[next.index], next.phase);
-    Weigh(item, tile, masked, q, s, state, p, o);
-    if (!ready) Wait(&shared.k_full[next.index], next.phase);
-    TakeTurn<C>(warpgroup);
-    KeepInRegisters(s);
-    KeepInRegisters(o);
-    WgmmaFence();
-    IssueScores<C>(q, shared.k[next.index], s);
-    IssueValues<C>(p, shared.v[at.index], o);
-    EndTurn<1>();
-    at = next;
-  }
-
-  __device__ __forceinline__ void LastTile(const PrefillItem& item, int tile, const Queries<C>& q, uint64_t* q_empty,
-                                           float (&s)[C::kN / 2], SoftmaxState& state, uint32_t (&p)[C::kN / 16][4],
-                                           float (&o)[C::kD / 2]) {
-    WgmmaWait<0>();
-    KeepInRegisters(s);
-    KeepInRegisters(o);
-    if (tile > 0) Release(&shared.v_empty[at.index == 0 ? C::kStages - 1 : at.index - 1]);
-    Weigh(item, tile, true, q, s, state, p, o);
-    Release(q_empty);
-    TakeTurn<C>(warpgroup);
-    KeepInRegisters(o);
-    WgmmaFence();
-    IssueValues<C>(p, shared.v[at.index], o);
-    EndTurn<0>();
-    KeepInRegisters(o);
-    Release(&shared.v_empty[at.index]);
-    at.Advance();
-  }
-
   // A tile that only later warpgroups see.
   __device__ __forceinline__ void SkipTile() {
     Wait(&shared.k_full[at.index], at.phase);
@@ -261,7 +178,7 @@ struct Consumer {
     __syncwarp();
     Release(&shared.k_empty[at.index]);
     Release(&shared.v_empty[at.index]);
-    TakeTurn<C>(warpgroup);
+    TakeTurn(warpgroup);
     PassTurn<C>(warpgroup);
     at.Advance();
   }
@@ -269,9 +186,9 @@ struct Consumer {
   // All key tiles of an item.
   __device__ __forceinline__ void Run(const PrefillItem& item, const uint8_t* q_tile, uint64_t* q_full,
                                       uint32_t q_phase, uint64_t* q_empty) {
-    const int key_tiles = Uniform(item.key_tiles);
-    const WarpgroupTiles tiles = TilesOf<C>(item, warpgroup);
-    Queries<C> q;
+    const uint8_t* q = q_tile + warpgroup * 8192;
+    const int position = Uniform(item.position), count = Uniform(item.rows), key_tiles = Uniform(item.key_tiles);
+    const WarpgroupTiles tiles = TilesOf<C>({.rows = count, .position = position}, warpgroup);
     float s[C::kN / 2], o[C::kD / 2];
     uint32_t p[C::kN / 16][4];
     SoftmaxState state = {{0, 0}, {0, 0}};
@@ -279,18 +196,54 @@ struct Consumer {
     for (int i = 0; i < C::kD / 2; ++i) o[i] = 0;
 
     Wait(q_full, q_phase);
-    q.Load(q_tile + warpgroup * 8192);
     Wait(&shared.k_full[at.index], at.phase);
-    TakeTurn<C>(warpgroup);
+    TakeTurn(warpgroup);
     KeepInRegisters(s);
     KeepInRegisters(o);
     WgmmaFence();
     IssueScores<C>(q, shared.k[at.index], s);
+    WgmmaCommit();
     EndTurn<0>();
-    int tile = 0;
-    for (; tile < tiles.count - 1; ++tile) Tile(item, tile, tile >= tiles.unmasked, q, s, state, p, o);
-    LastTile(item, tile, q, q_empty, s, state, p, o);
-    for (++tile; tile < key_tiles; ++tile) SkipTile();
+    // Invariant: the scores of `tile` are in flight, and the values of the tile before.
+    for (int tile = 0; tile < tiles.count - 1; ++tile) {
+      const uint32_t stage = at.index, phase = at.phase;
+      at.Advance();
+      WgmmaWait<0>();
+      KeepInRegisters(s);
+      KeepInRegisters(o);
+      Release(&shared.k_empty[stage]);
+      if (tile > 0) Release(&shared.v_empty[stage == 0 ? C::kStages - 1 : stage - 1]);
+      Weigh(item, tile, tile >= tiles.unmasked, stage, phase, s, state, p, o);
+      Wait(&shared.k_full[at.index], at.phase);
+      TakeTurn(warpgroup);
+      KeepInRegisters(s);
+      KeepInRegisters(o);
+      WgmmaFence();
+      IssueScores<C>(q, shared.k[at.index], s);
+      WgmmaCommit();
+      IssueValues<C>(p, shared.v[stage], o);
+      WgmmaCommit();
+      EndTurn<1>();
+    }
+    const uint32_t stage = at.index, phase = at.phase;
+    at.Advance();
+    WgmmaWait<0>();
+    KeepInRegisters(s);
+    KeepInRegisters(o);
+    Release(q_empty);
+    Release(&shared.k_empty[stage]);
+    if (tiles.count > 1) Release(&shared.v_empty[stage == 0 ? C::kStages - 1 : stage - 1]);
+    Weigh(item, tiles.count - 1, true, stage, phase, s, state, p, o);
+    TakeTurn(warpgroup);
+    KeepInRegisters(o);
+    WgmmaFence();
+    IssueValues<C>(p, shared.v[stage], o);
+    WgmmaCommit();
+    EndTurn<0>();
+    WgmmaWait<0>();
+    KeepInRegisters(o);
+    Release(&shared.v_empty[stage]);
+    for (int tile = tiles.count; tile < key_tiles; ++tile) SkipTile();
     StoreOutput<C>(launch.params, item, warpgroup, state, o);
   }
 };

@@ -12,7 +12,7 @@
 
 namespace agentserve::kernels::cuda {
 
-template <int kHeadDim, int kWarpgroupCount, int kQueryStages, int kStageCount, bool kRegisterQueries, bool kInTurns>
+template <int kHeadDim, int kWarpgroupCount, int kQueryStages, int kStageCount>
 struct PrefillConfig {
   static constexpr int kD = kHeadDim;
   static constexpr int kWarpgroups = kWarpgroupCount;
@@ -21,7 +21,6 @@ struct PrefillConfig {
   static constexpr int kQStages = kQueryStages;
   static constexpr int kItems = 3;
   static constexpr int kStages = kStageCount;
-  static constexpr bool kQueriesInRegisters = kRegisterQueries, kTurns = kInTurns;
   static constexpr int kThreads = 128 * (kWarpgroups + 1);
   static constexpr int kProducerRegisters = kWarpgroups == 2 ? 40 : 32;
   static constexpr int kConsumerRegisters = kWarpgroups == 2 ? 232 : 160;

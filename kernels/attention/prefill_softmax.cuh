@@ -5,8 +5,6 @@
 // tell: columns in which one of them passes kGrowthLimit move r to their maximum and rescale what came before, as the
 // usual algorithm does at every step. The factor is a power of two, so rescaling is exact. All decisions are made per
 // row from the row's own scores; a warp whose rows all stay (nearly always) skips the maxima, shuffles and rescaling.
-// By then the scores are gone, overwritten by their powers, which saves the registers that would keep them: a row that
-// moves has them computed again (prefill_growth.cuh).
 #pragma once
 
 #include <cstdint>
@@ -77,20 +75,44 @@ __device__ __forceinline__ float RowReference(const float (&s)[kN / 2], int half
   return ceilf(QuadMax(most) * scale_log2);
 }
 
-// One step: scores to probabilities; with `masked`, columns past `limit` count nothing. `first` is the step of key 0,
-// which every row sees: its maximum is finite. True if some row of the warp grew too much: the caller then moves its
-// reference and puts right p and sum, which become the step's share of state.sum.
-template <int kN>
-__device__ __forceinline__ bool SoftmaxStep(float (&s)[kN / 2], float scale_log2, bool first, bool masked,
+// Moves the references of the rows whose sums show too much growth; rescales their sums and outputs.
+template <int kN, int kD>
+__device__ __forceinline__ void MoveReference(const float (&s)[kN / 2], float scale_log2, const float (&step_sum)[2],
+                                              SoftmaxState& state, float (&o)[kD / 2]) {
+  float factor[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float peak = QuadMax(step_sum[half]);
+    const float most = RowReference<kN>(s, half, scale_log2);
+    const float next = peak > kGrowthLimit ? most : state.reference[half];
+    factor[half] = peak > kGrowthLimit ? Exp2Unit(state.reference[half] - next) : 1.0f;
+    state.reference[half] = next;
+    state.sum[half] *= factor[half];
+  }
+#pragma unroll
+  for (int i = 0; i < kD / 2; ++i) o[i] *= factor[i / 2 % 2];
+}
+
+// One step: scores to probabilities; with `masked`, columns past `limit` count nothing. The caller guarantees that no
+// wgmma in flight uses o or p. `first` is the step of key 0, which every row sees: its maximum is finite.
+template <int kN, int kD>
+__device__ __forceinline__ void SoftmaxStep(float (&s)[kN / 2], float scale_log2, bool first, bool masked,
                                             const int (&limit)[2], SoftmaxState& state, uint32_t (&p)[kN / 16][4],
-                                            float (&sum)[2]) {
+                                            float (&o)[kD / 2]) {
   if (masked) MaskScores<kN>(s, limit);
   if (first) {
     state.reference[0] = RowReference<kN>(s, 0, scale_log2);
     state.reference[1] = RowReference<kN>(s, 1, scale_log2);
   }
-  Powers<kN>(s, scale_log2, state.reference, p, sum);
-  return __any_sync(0xffffffffu, fmaxf(sum[0], sum[1]) > kGrowthLimit);  // NaN compares false
+  float sum[2];
+  while (true) {
+    Powers<kN>(s, scale_log2, state.reference, p, sum);
+    // After a move every sum is at most kN: no third turn. (NaN compares false.)
+    if (!__any_sync(0xffffffffu, fmaxf(sum[0], sum[1]) > kGrowthLimit)) break;
+    MoveReference<kN, kD>(s, scale_log2, sum, state, o);
+  }
+  state.sum[0] += sum[0];
+  state.sum[1] += sum[1];
 }
 
 }  // namespace agentserve::kernels::cuda

@@ -46,19 +46,6 @@ __device__ __forceinline__ bool MbarrierTryWait(uint64_t* barrier, uint32_t phas
   return done != 0;
 }
 
-// The same without suspending: to ask early, long before the answer is needed.
-__device__ __forceinline__ bool MbarrierTestWait(uint64_t* barrier, uint32_t phase) {
-  uint32_t done;
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, p;\n}"
-      : "=r"(done)
-      : "r"(SharedAddress(barrier)), "r"(phase)
-      : "memory");
-  return done != 0;
-}
-
 // A wait that lasts more than about 4 s is a bug: it traps (an error the host sees) instead of hanging the GPU. Off
 // with AGENTSERVE_UNBOUNDED_SPIN.
 __device__ __forceinline__ void MbarrierWait(uint64_t* barrier, uint32_t phase) {
