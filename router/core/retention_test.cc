@@ -271,19 +271,9 @@ TEST_F(RetentionTest, AQueuedCallBringsItBack) {
   EXPECT_EQ(retention_.LastReason("p"), "prefetch_queued");
 }
 
-// Any order of events: tables are consistent and bounded, no tenant pins more than its share, words go to known
-// sequences of live workers only, and all timers run out.
-TEST(Retention, RandomEvents) {
-  for (uint64_t seed = 1; seed <= 300; ++seed) {
-    base::SplitMix64 rng(seed);
-    CoreConfig config;
-    WorkerTable workers(config);
-    ToolStats tools;
-    RetentionOptions options;
-    options.most = 1 + rng.Below(20);
-    Retention retention(options);
-    TimeNs now = 1;
-    std::vector<WorkerId> ids;
+// A random history of events.
+struct RandomRun {
+  explicit RandomRun(uint64_t seed) : rng(seed), options(Options(&rng)), retention(options) {
     for (int i = 0; i < 3; ++i) {
       WorkerInfo info;
       info.name = "d" + std::to_string(i);
@@ -300,75 +290,85 @@ TEST(Retention, RandomEvents) {
       w->load.total_blocks = 64;
       w->load.host_total_blocks = rng.Below(2) ? 100 : 0;
     }
-    std::map<std::pair<WorkerId, uint64_t>, bool> known;
-    uint64_t seq = 0;
-    const std::string tenants[] = {"a", "b"};
+  }
+  static RetentionOptions Options(base::SplitMix64* rng) {
+    RetentionOptions o;
+    o.most = 1 + rng->Below(20);
+    return o;
+  }
+  void EndTurn(const std::string& program, std::span<const base::Hash128> chain, const RetentionView& view) {
+    Retention::Turn t;
+    t.program = program;
+    t.tenant = rng.Below(2) ? "a" : "b";
+    t.tool = rng.Below(2) ? "x" : "y";
+    t.worker = ids[rng.Below(3)];
+    t.seq = SeqId(++seq);
+    t.attempt = 1;
+    t.tokens = static_cast<uint32_t>(1 + rng.Below(600));
+    t.chain = chain;
+    if (rng.Below(4) == 0) t.retain_ms = rng.Below(1'000'000);
+    if (rng.Below(4) == 0) t.gap_hint_ms = rng.Below(100'000);
+    t.final = rng.Below(10) == 0;
+    known[{t.worker, seq}] = true;
+    retention.OnTurnEnd(t, view);
+  }
+  void Step() {
+    now += static_cast<TimeNs>(rng.Below(3 * kSecond));
+    const std::string program = "p" + std::to_string(rng.Below(25));
+    const RetentionView view{workers, tools, static_cast<uint32_t>(rng.Below(3) ? 0 : rng.Below(40)), now};
+    const auto chain = Chain(rng.Below(3), rng.Below(6));
+    const uint64_t what = rng.Below(9);
+    if (what < 3) EndTurn(program, chain, view);
+    if (what == 3) retention.OnCall(program, chain, view);
+    if (what == 3 && rng.Below(2)) retention.OnQueued(program, view);
+    if (what == 4) retention.OnToolStart(program, rng.Below(2) ? "x" : "z", view);
+    if (what == 5) tools.OnReturn("", "x", static_cast<double>(rng.Below(50'000)));
+    if (what == 5) retention.OnToolEnd(program, view);
+    if (what == 6) retention.OnPressure(view);
+    if (what == 7 && rng.Below(10) == 0) retention.OnProgramEnd(program, view);
+    if (what == 7 && rng.Below(40) == 0) retention.OnWorkerGone(ids[rng.Below(3)]);
+    if (what == 8) retention.Tick(view);
+  }
+  void Check() {
+    for (const RetainAction& a : retention.TakeActions()) {
+      EXPECT_TRUE(known.contains({a.worker, a.seq.value}));
+      EXPECT_LE(a.ttl_ms, options.most_ttl_ms);
+    }
+    for (WorkerId w : ids) {
+      for (const char* tenant : {"a", "b"}) EXPECT_LE(retention.pinned(w, tenant), 64 * options.tenant_share);
+    }
+    EXPECT_LE(retention.size(), options.most);
+    retention.CheckInvariants();
+  }
+
+  base::SplitMix64 rng;
+  const RetentionOptions options;
+  CoreConfig config;
+  WorkerTable workers{config};
+  ToolStats tools;
+  Retention retention;
+  TimeNs now = 1;
+  std::vector<WorkerId> ids;
+  std::map<std::pair<WorkerId, uint64_t>, bool> known;
+  uint64_t seq = 0;
+};
+
+// Any order of events: tables are consistent and bounded, no tenant pins more than its share, words go to known
+// sequences only, and all timers run out.
+TEST(Retention, RandomEvents) {
+  for (uint64_t seed = 1; seed <= 300; ++seed) {
+    RandomRun run(seed);
     for (int step = 0; step < 400; ++step) {
-      now += static_cast<TimeNs>(rng.Below(3 * kSecond));
-      const std::string program = "p" + std::to_string(rng.Below(25));
-      const RetentionView view{workers, tools, static_cast<uint32_t>(rng.Below(3) ? 0 : rng.Below(40)), now};
-      const auto chain = Chain(rng.Below(3), rng.Below(6));
-      switch (rng.Below(9)) {
-        case 0:
-        case 1:
-        case 2: {
-          Retention::Turn t;
-          t.program = program;
-          t.tenant = tenants[rng.Below(2)];
-          t.tool = rng.Below(2) ? "x" : "y";
-          t.worker = ids[rng.Below(3)];
-          t.seq = SeqId(++seq);
-          t.attempt = 1;
-          t.tokens = static_cast<uint32_t>(1 + rng.Below(600));
-          t.chain = chain;
-          if (rng.Below(4) == 0) t.retain_ms = rng.Below(1'000'000);
-          if (rng.Below(4) == 0) t.gap_hint_ms = rng.Below(100'000);
-          t.final = rng.Below(10) == 0;
-          known[{t.worker, seq}] = true;
-          retention.OnTurnEnd(t, view);
-          break;
-        }
-        case 3:
-          retention.OnCall(program, chain, view);
-          if (rng.Below(2)) retention.OnQueued(program, view);
-          break;
-        case 4:
-          retention.OnToolStart(program, rng.Below(2) ? "x" : "z", view);
-          break;
-        case 5:
-          tools.OnReturn("", "x", static_cast<double>(rng.Below(50'000)));
-          retention.OnToolEnd(program, view);
-          break;
-        case 6:
-          retention.OnPressure(view);
-          break;
-        case 7:
-          if (rng.Below(10) == 0) retention.OnProgramEnd(program, view);
-          if (rng.Below(40) == 0) retention.OnWorkerGone(ids[rng.Below(3)]);
-          break;
-        default:
-          now = std::max(now, std::min(retention.NextWake(), now + 10 * kSecond));
-          retention.Tick({workers, tools, view.queued, now});
-      }
-      for (const RetainAction& a : retention.TakeActions()) {
-        EXPECT_TRUE(known.contains({a.worker, a.seq.value})) << "seed " << seed;
-        EXPECT_LE(a.ttl_ms, options.most_ttl_ms);
-      }
-      for (WorkerId w : ids) {
-        for (const std::string& tenant : tenants) {
-          EXPECT_LE(retention.pinned(w, tenant), 64 * options.tenant_share) << "seed " << seed;
-        }
-      }
-      EXPECT_LE(retention.size(), options.most);
-      retention.CheckInvariants();
+      run.Step();
+      run.Check();
       ASSERT_FALSE(testing::Test::HasFailure()) << "seed " << seed << " step " << step;
     }
-    for (int i = 0; i < 10'000 && retention.NextWake() != std::numeric_limits<TimeNs>::max(); ++i) {
-      now = std::max(now + 1, retention.NextWake());
-      retention.Tick({workers, tools, 0, now});
+    for (int i = 0; i < 10'000 && run.retention.NextWake() != std::numeric_limits<TimeNs>::max(); ++i) {
+      run.now = std::max(run.now + 1, run.retention.NextWake());
+      run.retention.Tick({run.workers, run.tools, 0, run.now});
     }
-    EXPECT_EQ(retention.NextWake(), std::numeric_limits<TimeNs>::max()) << "timers for ever, seed " << seed;
-    for (WorkerId w : ids) EXPECT_EQ(retention.pinned(w, "a") + retention.pinned(w, "b"), 0u);
+    EXPECT_EQ(run.retention.NextWake(), std::numeric_limits<TimeNs>::max()) << "timers for ever, seed " << seed;
+    for (WorkerId w : run.ids) EXPECT_EQ(run.retention.pinned(w, "a") + run.retention.pinned(w, "b"), 0u);
   }
 }
 
