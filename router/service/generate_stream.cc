@@ -6,8 +6,9 @@ namespace agentserve::router {
 bool GenerateStream::Write(v1::GenerateResponse event) {
   std::lock_guard lock(mu_);
   if (ended_ || broken_ || dropped_) return true;  // nobody reads; the cancel is on its way
-  const size_t weight = QueuedWeight(event);
+  size_t weight = QueuedWeight(event);
   if (!waiting_.empty() && JoinDeltas(event, &waiting_.back().first)) {
+    weight -= kEventBytes;
     waiting_.back().second += weight;
   } else {
     waiting_.emplace_back(std::move(event), weight);

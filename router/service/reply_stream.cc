@@ -4,7 +4,7 @@ namespace agentserve::router {
 
 size_t QueuedWeight(const v1::GenerateResponse& e) {
   const v1::Delta& d = e.delta();
-  size_t bytes = 64 + d.text().size() + 4 * static_cast<size_t>(d.token_ids_size());
+  size_t bytes = kEventBytes + d.text().size() + 4 * static_cast<size_t>(d.token_ids_size());
   for (const auto& t : d.logprob_texts()) bytes += 16 + t.size();
   return bytes + 64 * static_cast<size_t>(d.logprobs_size());
 }

@@ -28,7 +28,9 @@ class ReplyStream {
   virtual void OnCancelled(std::function<void()> f) = 0;
 };
 
-// Roughly the memory that `event` holds while it waits.
+// Of an event that waits by itself, whatever is in it.
+inline constexpr size_t kEventBytes = 64;
+// Roughly the memory that `event` holds while it waits; kEventBytes less if it was joined to another.
 size_t QueuedWeight(const v1::GenerateResponse& event);
 // Appends `event` to `last` if both are deltas of one sequence. False: they are not.
 bool JoinDeltas(const v1::GenerateResponse& event, v1::GenerateResponse* last);

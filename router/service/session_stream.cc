@@ -19,10 +19,11 @@ class SessionStream::Call final : public ReplyStream, public std::enable_shared_
     SessionStream& s = *session;
     std::lock_guard lock(s.mu_);
     if (ended || cancelled || dropped || s.broken_) return true;  // nobody reads; the cancel is on its way
-    const size_t weight = QueuedWeight(event);
+    size_t weight = QueuedWeight(event);
     if (last >= s.first_waiting_ && last < s.first_waiting_ + s.waiting_.size()) {
       Waiting& w = s.waiting_[last - s.first_waiting_];
       if (w.call.get() == this && w.event.has_response() && JoinDeltas(event, w.event.mutable_response())) {
+        weight -= kEventBytes;
         w.weight += weight;
         s.waiting_bytes_ += weight;
         bytes += weight;
