@@ -99,8 +99,8 @@ constexpr TileRange kTileRanges[] = {
 };
 // clang-format on
 
-// What a library call costs a forward pass beyond its own time: its kernels neither begin before the one before ends nor
-// let the next one begin. (1B, QKV of 1024 rows: level with tiles alone, 7.7 us a layer slower in the pass.)
+// What a library call costs a forward pass beyond its own time: its kernels neither begin before the one before ends
+// nor let the next one begin. (1B, QKV of 1024 rows: level with tiles alone, 7.7 us a layer slower in the pass.)
 constexpr double kLibraryInPass = 5;
 
 bool LibraryWins(const LinearParams& p, const TilePlan& tile, int num_sms) {
