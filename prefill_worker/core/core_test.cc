@@ -59,6 +59,7 @@ struct Rig {
         return "failed " + std::to_string(e.seq.value) + " " + e.failure.reason;
       }
       std::string operator()(const Closed& e) { return "closed " + std::to_string(e.seq.value); }
+      std::string operator()(const engine::HostCopy& e) { return "host copy " + std::to_string(e.job); }
     };
     return std::visit(V{}, effect);
   }
