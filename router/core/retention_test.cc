@@ -124,12 +124,14 @@ TEST_F(RetentionTest, AShortToolIsWorthItsRoomEvenUnderAQueue) {
 TEST_F(RetentionTest, ATenantMayHaveAPinShareOfItsOwn) {
   const WorkerId w = AddWorker("d0", 0);
   Gaps(3000);
+  Retention::Turn asks = Turn("p", w, 1);
+  asks.retain_ms = 30'000;
   Retention none{RetentionOptions{.tenant_share = 1, .tenant_shares = {{"t", 0.0}}}};
-  none.OnTurnEnd(Turn("p", w, 1), View());
+  none.OnTurnEnd(asks, View());
   none.TakeActions();
   EXPECT_EQ(none.pinned(w, "t"), 0u);
   Retention all{RetentionOptions{.tenant_share = 0, .tenant_shares = {{"t", 1.0}}}};
-  all.OnTurnEnd(Turn("p", w, 1), View());
+  all.OnTurnEnd(asks, View());
   EXPECT_EQ(all.TakeActions().size(), 1u);
   EXPECT_EQ(all.pinned(w, "t"), 100u);
 }
