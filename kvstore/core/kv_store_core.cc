@@ -321,7 +321,7 @@ void KvStoreCore::AuditPool(const Pool& pool, AuditReport* report) const {
   }
 }
 
-AuditReport KvStoreCore::Audit(TimeNs now) const {
+AuditReport KvStoreCore::Audit(TimeNs) const {
   AuditReport report;
   report.pools = pools();
   report.tickets = tickets_.tickets();

@@ -113,7 +113,9 @@ TEST_F(RetentionTest, AShortToolIsWorthItsRoomEvenUnderAQueue) {
   Gaps(100);
   queued_ = 4;
   // Computing 8,000 tokens again takes 0.8 s; half of the pool for a tenth of a second costs the four 0.2 s.
-  Retention own{RetentionOptions{.tenant_share = 1}};
+  RetentionOptions whole;
+  whole.tenant_share = 1;
+  Retention own{whole};
   own.OnTurnEnd(Turn("p", w, 1, 8'000), View());
   const auto actions = own.TakeActions();
   ASSERT_EQ(actions.size(), 1u);
