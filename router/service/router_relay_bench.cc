@@ -118,23 +118,34 @@ std::string ModelDir() {
   return to;
 }
 
+constexpr uint32_t kTokens = 2'000;  // of each stream
+
+// A router and one fake decode worker that steps every `step_us`.
+struct RelayRig {
+  explicit RelayRig(int step_us) {
+    base::InitLog("bench", base::LogLevel::kError, false);
+    ServiceConfig config;
+    config.model_dir = ModelDir();
+    config.model_id = "tiny";
+    config.metrics_port = -1;
+    router = std::move(*RouterServer::Start(config));
+    FakeWorkerOptions o;
+    o.router = address = "127.0.0.1:" + std::to_string(router->port());
+    o.step_us = step_us;
+    o.max_batch = 4096;
+    o.blocks = 1'000'000;
+    worker = std::make_unique<FakeWorker>(o);
+  }
+  std::unique_ptr<RouterServer> router;
+  std::string address;
+  std::unique_ptr<FakeWorker> worker;  // after the router: ends before it
+};
+
 // Real gRPC on loopback: range(0) streams of 2,000 tokens from one fake decode worker that steps every range(1) us.
 // Worker, router and clients share the machine, so this is a lower bound for the router.
 void BM_RelayOverGrpc(benchmark::State& state) {
-  base::InitLog("bench", base::LogLevel::kError, false);
-  ServiceConfig config;
-  config.model_dir = ModelDir();
-  config.model_id = "tiny";
-  config.metrics_port = -1;
-  auto router = std::move(*RouterServer::Start(config));
-  FakeWorkerOptions o;
-  o.router = "127.0.0.1:" + std::to_string(router->port());
-  o.step_us = static_cast<int>(state.range(1));
-  o.max_batch = 4096;
-  o.blocks = 1'000'000;
-  FakeWorker worker(o);
-  if (!worker.Join().ok()) state.SkipWithError("the worker could not join");
-  constexpr uint32_t kTokens = 2'000;
+  RelayRig rig(static_cast<int>(state.range(1)));
+  if (!rig.worker->Join().ok()) state.SkipWithError("the worker could not join");
   const auto streams = static_cast<int>(state.range(0));
   std::atomic<uint64_t> messages{0};
   std::atomic<int> failures{0};
@@ -143,7 +154,7 @@ void BM_RelayOverGrpc(benchmark::State& state) {
     for (int i = 0; i < streams; ++i) {
       clients.emplace_back([&] {
         static thread_local std::shared_ptr<grpc::Channel> channel =
-            grpc::CreateChannel(o.router, grpc::InsecureChannelCredentials());
+            grpc::CreateChannel(rig.address, grpc::InsecureChannelCredentials());
         auto stub = v1::RouterService::NewStub(channel);
         grpc::ClientContext context;
         v1::GenerateRequest req;
@@ -161,7 +172,7 @@ void BM_RelayOverGrpc(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations() * streams * kTokens);
   state.counters["tokens_per_message"] =
       static_cast<double>(state.iterations()) * streams * kTokens / static_cast<double>(messages.load());
-  worker.Kill();
+  rig.worker->Kill();
 }
 BENCHMARK(BM_RelayOverGrpc)
     ->Args({1, 0})
@@ -176,22 +187,10 @@ BENCHMARK(BM_RelayOverGrpc)
 
 // The same through one Session: all streams' tokens of a step share a message.
 void BM_RelayOverSession(benchmark::State& state) {
-  base::InitLog("bench", base::LogLevel::kError, false);
-  ServiceConfig config;
-  config.model_dir = ModelDir();
-  config.model_id = "tiny";
-  config.metrics_port = -1;
-  auto router = std::move(*RouterServer::Start(config));
-  FakeWorkerOptions o;
-  o.router = "127.0.0.1:" + std::to_string(router->port());
-  o.step_us = static_cast<int>(state.range(1));
-  o.max_batch = 4096;
-  o.blocks = 1'000'000;
-  FakeWorker worker(o);
-  if (!worker.Join().ok()) state.SkipWithError("the worker could not join");
-  constexpr uint32_t kTokens = 2'000;
+  RelayRig rig(static_cast<int>(state.range(1)));
+  if (!rig.worker->Join().ok()) state.SkipWithError("the worker could not join");
   const auto streams = static_cast<uint64_t>(state.range(0));
-  auto stub = v1::RouterService::NewStub(grpc::CreateChannel(o.router, grpc::InsecureChannelCredentials()));
+  auto stub = v1::RouterService::NewStub(grpc::CreateChannel(rig.address, grpc::InsecureChannelCredentials()));
   uint64_t messages = 0, failures = 0;
   for (auto _ : state) {
     grpc::ClientContext context;
@@ -215,7 +214,7 @@ void BM_RelayOverSession(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations() * static_cast<int64_t>(streams) * kTokens);
   state.counters["tokens_per_message"] =
       static_cast<double>(state.iterations()) * static_cast<double>(streams) * kTokens / static_cast<double>(messages);
-  worker.Kill();
+  rig.worker->Kill();
 }
 BENCHMARK(BM_RelayOverSession)
     ->Args({1, 0})
